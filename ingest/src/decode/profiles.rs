@@ -1,0 +1,509 @@
+//! Profiles: `ExportProfilesServiceRequest` to the columns of `profiles`, one row per sample.
+//! Source: opentelemetry/proto/profiles/v1development/profiles.proto (alpha).
+//!
+//! A profile points into tables that its request shares. The columns hold what people ask for
+//! (stacks, values, links, attributes), resolved; the first row of a profile also carries the
+//! whole profile with those tables as one message, so that nothing is lost while the format is
+//! still moving. An item of the ledger is a profile, as `rejected_profiles` counts them.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::{Int64Type, TimestampNanosecondType, UInt64Type};
+use model::attributes::AttributesColumn;
+use model::columns::{BytesColumn, DictionaryColumn, FixedColumn, Offsets, OptionalBytesColumn, PrimitiveColumn};
+use model::context::ContextKind;
+use model::ledger::{LedgerDelta, RejectReason};
+use model::limits::{ITEM_BYTES_MAX, NESTED_ITEMS_MAX, STACK_FRAMES_MAX};
+use model::schema::{schema, time_type};
+use model::signal::Table;
+use model::value::{ItemError, Value};
+use model::wire::{Field as WireField, Reader, WireError, put_bytes};
+
+use super::envelope::{ContextColumns, ContextKeys, Envelope, items, repeated};
+use super::{ItemResult, count, optional_id, time};
+
+const DANGLING: RejectReason = RejectReason::InvalidProfileReference;
+
+/// The tables of `ProfilesDictionary`, as slices into the request.
+#[derive(Default)]
+struct Dictionary<'a> {
+    message: Vec<&'a [u8]>,
+    mappings: Vec<&'a [u8]>,
+    locations: Vec<&'a [u8]>,
+    functions: Vec<&'a [u8]>,
+    links: Vec<&'a [u8]>,
+    strings: Vec<&'a str>,
+    attributes: Vec<&'a [u8]>,
+    stacks: Vec<&'a [u8]>,
+}
+
+impl<'a> Dictionary<'a> {
+    fn scan(body: &'a [u8]) -> Result<Self, WireError> {
+        let mut found = Self::default();
+        for message in repeated(body, 2) {
+            let message = message?;
+            found.message.push(message);
+            let mut reader = Reader::new(message);
+            while let Some((number, field)) = reader.next()? {
+                match number {
+                    1 => found.mappings.push(field.bytes(1)?),
+                    2 => found.locations.push(field.bytes(2)?),
+                    3 => found.functions.push(field.bytes(3)?),
+                    4 => found.links.push(field.bytes(4)?),
+                    5 => found.strings.push(field.string(5)?),
+                    6 => found.attributes.push(field.bytes(6)?),
+                    7 => found.stacks.push(field.bytes(7)?),
+                    _ => {}
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn string(&self, index: i32) -> Result<&'a str, ItemError> {
+        Ok(entry(&self.strings, index)?.unwrap_or(""))
+    }
+
+    /// One frame as people read it: `function (file:line)`, or the mapping and address when there
+    /// are no symbols.
+    fn push_frames(&self, location: &[u8], frames: &mut Frames) -> Result<(), ItemError> {
+        let (mut mapping, mut address) = (0, 0);
+        let mut symbolised = false;
+        let mut reader = Reader::new(location);
+        while let Some((number, field)) = reader.next()? {
+            match number {
+                1 => mapping = field.uint32(1)?.cast_signed(),
+                2 => address = field.varint(2)?,
+                3 => {
+                    symbolised = true;
+                    let (function, line) = two_numbers(field.bytes(3)?)?;
+                    let [name, _, file, _] = match entry(&self.functions, index(function)?)? {
+                        Some(function) => four_numbers(function)?,
+                        None => [0; 4],
+                    };
+                    let name = self.string(index(name)?)?;
+                    let file = self.string(index(file)?)?;
+                    frames.push(&match (file, line) {
+                        ("", _) => name.to_owned(),
+                        (file, 0) => format!("{name} ({file})"),
+                        (file, line) => format!("{name} ({file}:{line})"),
+                    })?;
+                }
+                _ => {}
+            }
+        }
+        if !symbolised {
+            let file = match entry(&self.mappings, mapping)? {
+                Some(mapping) => self.string(index(four_numbers(mapping)?[3])?)?,
+                None => "",
+            };
+            frames.push(&format!("{file}+0x{address:x}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The entry at an index; index 0 of an empty table means "none", any other dangling one refuses
+/// the profile.
+fn entry<T: Copy>(table: &[T], index: i32) -> Result<Option<T>, ItemError> {
+    match usize::try_from(index).ok().and_then(|index| table.get(index)) {
+        Some(found) => Ok(Some(*found)),
+        None if index == 0 && table.is_empty() => Ok(None),
+        None => Err(DANGLING.into()),
+    }
+}
+
+fn index(number: u64) -> Result<i32, ItemError> {
+    i32::try_from(number).map_err(|_wide| DANGLING.into())
+}
+
+/// Fields 1 to 4 of a message of numbers.
+fn four_numbers(message: &[u8]) -> Result<[u64; 4], ItemError> {
+    let mut numbers = [0; 4];
+    let mut reader = Reader::new(message);
+    while let Some((number, field)) = reader.next()? {
+        if let 1..=4 = number {
+            numbers[number as usize - 1] = field.varint(number)?;
+        }
+    }
+    Ok(numbers)
+}
+
+fn two_numbers(message: &[u8]) -> Result<(u64, u64), ItemError> {
+    let [first, second, ..] = four_numbers(message)?;
+    Ok((first, second))
+}
+
+/// A repeated int32 or int64 field, packed or not.
+fn varints(field: WireField<'_>, number: u32, out: &mut Vec<u64>) -> Result<(), ItemError> {
+    match field {
+        WireField::Varint(value) => out.push(value),
+        packed => {
+            let mut packed = Reader::new(packed.bytes(number)?);
+            while !packed.is_empty() {
+                out.push(packed.varint()?);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug, Default)]
+struct Frames {
+    text: BytesColumn,
+    ends: Offsets,
+}
+
+impl Frames {
+    fn push(&mut self, frame: &str) -> Result<(), ItemError> {
+        if self.text.len() - self.ends.items() == STACK_FRAMES_MAX {
+            return Err(RejectReason::TooManyNestedItems.into());
+        }
+        self.text.push(frame.as_bytes());
+        Ok(())
+    }
+}
+
+/// The fields of a profile that every row of it repeats.
+#[derive(Default)]
+struct Profile<'a> {
+    sample_type: (u64, u64),
+    period_type: (u64, u64),
+    period: i64,
+    time: u64,
+    duration_ns: u64,
+    id: &'a [u8],
+    samples: Vec<&'a [u8]>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct ProfileColumns {
+    time: PrimitiveColumn<TimestampNanosecondType>,
+    profile_id: OptionalBytesColumn,
+    duration_ns: PrimitiveColumn<UInt64Type>,
+    sample_type: DictionaryColumn,
+    sample_unit: DictionaryColumn,
+    period_type: DictionaryColumn,
+    period_unit: DictionaryColumn,
+    period: PrimitiveColumn<Int64Type>,
+    frames: Frames,
+    values: PrimitiveColumn<Int64Type>,
+    values_ends: Offsets,
+    timestamps: PrimitiveColumn<TimestampNanosecondType>,
+    timestamps_ends: Offsets,
+    trace_id: FixedColumn<16>,
+    span_id: FixedColumn<8>,
+    attributes: AttributesColumn,
+    otlp: OptionalBytesColumn,
+    context: ContextColumns,
+}
+
+impl ProfileColumns {
+    pub(super) fn decode_request(&mut self, body: &[u8]) -> Result<LedgerDelta, WireError> {
+        let mut delta = LedgerDelta::default();
+        let dictionary = Dictionary::scan(body)?;
+        for resource_profiles in repeated(body, 1) {
+            let resource_profiles = resource_profiles?;
+            let resource = Envelope::scan(ContextKind::Resource, resource_profiles)?;
+            let keys = self.context.resource(&resource);
+            for scope_profiles in items(resource_profiles) {
+                let scope_profiles = scope_profiles?;
+                let scope = Envelope::scan(ContextKind::Scope, scope_profiles)?;
+                let keys = self.context.scope(keys, &scope);
+                for profile in items(scope_profiles) {
+                    let profile = profile?;
+                    let before = self.len();
+                    let outcome = match resource.refused.or(scope.refused) {
+                        Some(reason) => Err(reason.into()),
+                        None => {
+                            let otlp = || self_contained(&dictionary, &resource, &scope, profile);
+                            self.push_profile(profile, &dictionary, keys, otlp)
+                        }
+                    };
+                    if !count(&mut delta, outcome)? {
+                        self.truncate(before);
+                    }
+                }
+            }
+        }
+        Ok(delta)
+    }
+
+    fn push_profile(
+        &mut self,
+        message: &[u8],
+        dictionary: &Dictionary<'_>,
+        keys: ContextKeys,
+        otlp: impl FnOnce() -> Vec<u8>,
+    ) -> ItemResult {
+        if message.len() > ITEM_BYTES_MAX {
+            return Err(RejectReason::ItemTooLarge.into());
+        }
+        let mut profile = Profile::default();
+        let mut reader = Reader::new(message);
+        while let Some((number, field)) = reader.next()? {
+            match number {
+                1 => profile.sample_type = two_numbers(field.bytes(1)?)?,
+                2 => profile.samples.push(field.bytes(2)?),
+                3 => profile.time = field.fixed64(3)?,
+                4 => profile.duration_ns = field.varint(4)?,
+                5 => profile.period_type = two_numbers(field.bytes(5)?)?,
+                6 => profile.period = field.varint(6)?.cast_signed(),
+                7 => profile.id = field.bytes(7)?,
+                8 => {
+                    field.varint(8)?;
+                }
+                9 => {
+                    field.string(9)?;
+                }
+                10 => {
+                    field.bytes(10)?;
+                }
+                11 => varints(field, 11, &mut Vec::new())?,
+                _ => {}
+            }
+        }
+        let otlp = otlp();
+        if profile.samples.is_empty() {
+            return self.push_sample(&[], &profile, dictionary, keys, Some(&otlp));
+        }
+        for (row, sample) in profile.samples.iter().enumerate() {
+            self.push_sample(sample, &profile, dictionary, keys, (row == 0).then_some(&otlp))?;
+        }
+        Ok(())
+    }
+
+    fn push_sample(
+        &mut self,
+        sample: &[u8],
+        profile: &Profile<'_>,
+        dictionary: &Dictionary<'_>,
+        keys: ContextKeys,
+        otlp: Option<&Vec<u8>>,
+    ) -> ItemResult {
+        let (mut stack, mut link) = (None, 0);
+        let (mut attributes, mut values) = (Vec::new(), Vec::new());
+        let mut first_timestamp = None;
+        let mut reader = Reader::new(sample);
+        while let Some((number, field)) = reader.next()? {
+            match number {
+                1 => stack = Some(field.uint32(1)?.cast_signed()),
+                2 => varints(field, 2, &mut attributes)?,
+                3 => link = field.uint32(3)?.cast_signed(),
+                4 => varints(field, 4, &mut values)?,
+                5 => {
+                    let mut push = |nanos: u64| -> Result<(), ItemError> {
+                        let nanos = time(nanos)?;
+                        first_timestamp.get_or_insert(nanos);
+                        self.timestamps.push(nanos);
+                        Ok(())
+                    };
+                    match field {
+                        WireField::Fixed64(nanos) => push(nanos)?,
+                        packed => {
+                            let mut packed = Reader::new(packed.bytes(5)?);
+                            while !packed.is_empty() {
+                                push(packed.fixed64()?)?;
+                            }
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.push_stack(stack.unwrap_or(0), dictionary)?;
+        for value in values {
+            self.values.push(value.cast_signed());
+        }
+        for attribute in attributes {
+            self.push_attribute(index(attribute)?, dictionary)?;
+        }
+        let (trace_id, span_id) = match entry(&dictionary.links, link)? {
+            Some(link) => link_ids(link)?,
+            None => (None, None),
+        };
+        let texts = [profile.sample_type.0, profile.sample_type.1, profile.period_type.0, profile.period_type.1];
+        let mut resolved = [""; 4];
+        for (text, strindex) in resolved.iter_mut().zip(texts) {
+            *text = dictionary.string(index(strindex)?)?;
+        }
+        let at = match first_timestamp {
+            Some(nanos) => nanos,
+            None => time(profile.time)?,
+        };
+
+        self.time.push(at);
+        self.profile_id.push((!profile.id.is_empty()).then_some(profile.id));
+        self.duration_ns.push(profile.duration_ns);
+        self.sample_type.push(resolved[0].as_bytes());
+        self.sample_unit.push(resolved[1].as_bytes());
+        self.period_type.push(resolved[2].as_bytes());
+        self.period_unit.push(resolved[3].as_bytes());
+        self.period.push(profile.period);
+        self.frames.ends.push(self.frames.text.len());
+        self.values_ends.push(self.values.len());
+        self.timestamps_ends.push(self.timestamps.len());
+        self.trace_id.push(trace_id.as_ref());
+        self.span_id.push(span_id.as_ref());
+        self.attributes.end_row();
+        self.otlp.push(otlp.map(Vec::as_slice));
+        self.context.push(keys);
+        Ok(())
+    }
+
+    fn push_stack(&mut self, stack: i32, dictionary: &Dictionary<'_>) -> Result<(), ItemError> {
+        let Some(stack) = entry(&dictionary.stacks, stack)? else { return Ok(()) };
+        let mut locations = Vec::new();
+        let mut reader = Reader::new(stack);
+        while let Some((number, field)) = reader.next()? {
+            if number == 1 {
+                varints(field, 1, &mut locations)?;
+            }
+        }
+        for location in locations {
+            if let Some(location) = entry(&dictionary.locations, index(location)?)? {
+                dictionary.push_frames(location, &mut self.frames)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A `KeyValueAndUnit`: the key, and possibly a string value, are indices into the strings.
+    fn push_attribute(&mut self, attribute: i32, dictionary: &Dictionary<'_>) -> Result<(), ItemError> {
+        let Some(attribute) = entry(&dictionary.attributes, attribute)? else { return Ok(()) };
+        let (mut key, mut value) = (0, None);
+        let mut reader = Reader::new(attribute);
+        while let Some((number, field)) = reader.next()? {
+            match number {
+                1 => key = field.uint32(1)?.cast_signed(),
+                2 => value = Some(field.bytes(2)?),
+                _ => {}
+            }
+        }
+        let key = dictionary.string(key)?;
+        let Some(raw) = value else { return self.attributes.push(key, None) };
+        let mut parsed = Value::parse(raw)?;
+        if parsed == Value::Empty {
+            let mut reader = Reader::new(raw);
+            while let Some((number, field)) = reader.next()? {
+                if number == 8 {
+                    parsed = Value::String(dictionary.string(field.uint32(8)?.cast_signed())?);
+                }
+            }
+        }
+        self.attributes.push(key, Some(parsed))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.context.len()
+    }
+
+    /// Keeps the first `rows` rows, and no unfinished one.
+    pub(super) fn truncate(&mut self, rows: usize) {
+        self.time.truncate(rows);
+        self.profile_id.truncate(rows);
+        self.duration_ns.truncate(rows);
+        self.sample_type.truncate(rows);
+        self.sample_unit.truncate(rows);
+        self.period_type.truncate(rows);
+        self.period_unit.truncate(rows);
+        self.period.truncate(rows);
+        self.frames.text.truncate(self.frames.ends.truncate(rows));
+        self.values.truncate(self.values_ends.truncate(rows));
+        self.timestamps.truncate(self.timestamps_ends.truncate(rows));
+        self.trace_id.truncate(rows);
+        self.span_id.truncate(rows);
+        self.attributes.truncate(rows);
+        self.otlp.truncate(rows);
+        self.context.truncate(rows);
+    }
+
+    pub(super) fn finish(&mut self) -> RecordBatch {
+        use arrow::array::ListArray;
+        use arrow::datatypes::{DataType, Field};
+        let list = |ends: &mut Offsets, item: DataType, items: ArrayRef| -> ArrayRef {
+            Arc::new(ListArray::new(Arc::new(Field::new("item", item, false)), ends.finish(), items, None))
+        };
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(self.time.finish().with_timezone("UTC")),
+            self.context.service_name.finish_utf8(),
+            self.profile_id.finish_binary(),
+            Arc::new(self.duration_ns.finish()),
+            self.sample_type.finish_utf8(),
+            self.sample_unit.finish_utf8(),
+            self.period_type.finish_utf8(),
+            self.period_unit.finish_utf8(),
+            Arc::new(self.period.finish()),
+            list(&mut self.frames.ends, DataType::Utf8, Arc::new(self.frames.text.finish_utf8())),
+            list(&mut self.values_ends, DataType::Int64, Arc::new(self.values.finish())),
+            list(
+                &mut self.timestamps_ends,
+                time_type(),
+                Arc::new(self.timestamps.finish().with_timezone("UTC")),
+            ),
+            self.trace_id.finish(),
+            self.span_id.finish(),
+            self.attributes.finish(),
+            self.otlp.finish_binary(),
+            self.context.resource.finish_binary(),
+            self.context.scope.finish_binary(),
+        ];
+        RecordBatch::try_new(schema(Table::Profiles), columns).expect("the columns are those of the schema")
+    }
+}
+
+type LinkIds = (Option<[u8; 16]>, Option<[u8; 8]>);
+
+fn link_ids(link: &[u8]) -> Result<LinkIds, ItemError> {
+    let (mut trace_id, mut span_id) = (&[][..], &[][..]);
+    let mut reader = Reader::new(link);
+    while let Some((number, field)) = reader.next()? {
+        match number {
+            1 => trace_id = field.bytes(1)?,
+            2 => span_id = field.bytes(2)?,
+            _ => {}
+        }
+    }
+    let trace_id = optional_id::<16>(trace_id, RejectReason::InvalidTraceId)?;
+    let span_id = optional_id::<8>(span_id, RejectReason::InvalidSpanId)?;
+    // The table's first entry is the null link: all zeros.
+    Ok((trace_id.copied().filter(|id| *id != [0; 16]), span_id.copied().filter(|id| *id != [0; 8])))
+}
+
+/// One profile as a `ProfilesData` message of its own: nested 1-2-2, with the tables it points into.
+fn self_contained(
+    dictionary: &Dictionary<'_>,
+    resource: &Envelope<'_>,
+    scope: &Envelope<'_>,
+    profile: &[u8],
+) -> Vec<u8> {
+    let envelope = |context: &Envelope<'_>, item: &[u8]| {
+        let mut out = Vec::new();
+        if !context.message.is_empty() {
+            put_bytes(&mut out, 1, &context.message);
+        }
+        put_bytes(&mut out, 2, item);
+        if !context.schema_url.is_empty() {
+            put_bytes(&mut out, 3, context.schema_url.as_bytes());
+        }
+        out
+    };
+    let mut out = Vec::new();
+    put_bytes(&mut out, 1, &envelope(resource, &envelope(scope, profile)));
+    for message in &dictionary.message {
+        put_bytes(&mut out, 2, message);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_those_of_the_model() {
+        // A stack's frames and a span's events share one reason, so they share one limit.
+        assert_eq!(STACK_FRAMES_MAX, NESTED_ITEMS_MAX);
+    }
+}
