@@ -22,7 +22,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::envelope::{ContextColumns, ContextKeys, Envelope, items, repeated};
 use super::spans::item_of;
-use super::{ItemResult, TEMPORALITIES, count, enum_text, optional_id, optional_time, time};
+use super::{ItemResult, TEMPORALITIES, count, enum_text, fixed64s, optional_id, optional_time, time};
 
 /// Asks whether a series may be stored.
 type Gate<'a> = &'a mut dyn FnMut(u64) -> bool;
@@ -824,24 +824,6 @@ impl ExemplarColumns {
 
 fn bounded(buckets: usize) -> Result<(), ItemError> {
     if buckets > BUCKETS_MAX { Err(RejectReason::TooManyBuckets.into()) } else { Ok(()) }
-}
-
-/// A repeated fixed64 field, packed or not: readers must take both (protobuf encoding guide).
-fn fixed64s(
-    field: WireField<'_>,
-    number: u32,
-    mut each: impl FnMut(u64) -> Result<(), ItemError>,
-) -> Result<(), ItemError> {
-    match field {
-        WireField::Fixed64(value) => each(value),
-        packed => {
-            let mut packed = Reader::new(packed.bytes(number)?);
-            while !packed.is_empty() {
-                each(packed.fixed64()?)?;
-            }
-            Ok(())
-        }
-    }
 }
 
 fn list(ends: &mut Offsets, items: ArrayRef) -> ArrayRef {

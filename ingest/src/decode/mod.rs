@@ -23,7 +23,7 @@ use model::signal::{Signal, Table};
 use model::tenant::TenantId;
 use model::time::Timestamp;
 use model::value::ItemError;
-use model::wire::WireError;
+use model::wire::{Field, Reader, WireError};
 
 use logs::LogColumns;
 use metrics::{HistogramColumns, PointColumns};
@@ -196,6 +196,24 @@ fn required_id<const N: usize>(id: &[u8], reason: RejectReason) -> Result<&[u8; 
     match optional_id::<N>(id, reason)? {
         Some(id) if id.iter().any(|byte| *byte != 0) => Ok(id),
         _ => Err(reason.into()),
+    }
+}
+
+/// A repeated fixed64 field, packed or not: readers must take both (protobuf encoding guide).
+fn fixed64s(
+    field: Field<'_>,
+    number: u32,
+    mut each: impl FnMut(u64) -> Result<(), ItemError>,
+) -> Result<(), ItemError> {
+    match field {
+        Field::Fixed64(value) => each(value),
+        packed => {
+            let mut packed = Reader::new(packed.bytes(number)?);
+            while !packed.is_empty() {
+                each(packed.fixed64()?)?;
+            }
+            Ok(())
+        }
     }
 }
 

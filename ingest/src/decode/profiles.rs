@@ -14,21 +14,101 @@ use model::attributes::AttributesColumn;
 use model::columns::{BytesColumn, DictionaryColumn, FixedColumn, Offsets, OptionalBytesColumn, PrimitiveColumn};
 use model::context::ContextKind;
 use model::ledger::{LedgerDelta, RejectReason};
-use model::limits::{ITEM_BYTES_MAX, NESTED_ITEMS_MAX, STACK_FRAMES_MAX};
+use model::limits::{ITEM_BYTES_MAX, STACK_FRAMES_MAX};
 use model::schema::{schema, time_type};
 use model::signal::Table;
 use model::value::{ItemError, Value};
 use model::wire::{Field as WireField, Reader, WireError, put_bytes};
 
 use super::envelope::{ContextColumns, ContextKeys, Envelope, items, repeated};
-use super::{ItemResult, count, optional_id, time};
+use super::{ItemResult, count, fixed64s, optional_id, time};
 
 const DANGLING: RejectReason = RejectReason::InvalidProfileReference;
+
+/// What a field must look like. Entries of the shared tables that no sample refers to are never
+/// resolved, so they are checked by this instead.
+enum Shape {
+    Varint,
+    Varints,
+    Fixed64,
+    Fixed64s,
+    Text,
+    Bytes,
+    AnyValue,
+    Message(&'static [(u32, Shape)]),
+}
+
+const VALUE_TYPE: &[(u32, Shape)] = &[(1, Shape::Varint), (2, Shape::Varint)];
+const LINE: &[(u32, Shape)] = &[(1, Shape::Varint), (2, Shape::Varint), (3, Shape::Varint)];
+const DICTIONARY: &[(u32, Shape)] = &[
+    (
+        1,
+        Shape::Message(&[
+            (1, Shape::Varint),
+            (2, Shape::Varint),
+            (3, Shape::Varint),
+            (4, Shape::Varint),
+            (5, Shape::Varints),
+        ]),
+    ),
+    (2, Shape::Message(&[(1, Shape::Varint), (2, Shape::Varint), (3, Shape::Message(LINE)), (4, Shape::Varints)])),
+    (3, Shape::Message(&[(1, Shape::Varint), (2, Shape::Varint), (3, Shape::Varint), (4, Shape::Varint)])),
+    (4, Shape::Message(&[(1, Shape::Bytes), (2, Shape::Bytes)])),
+    (5, Shape::Text),
+    (6, Shape::Message(&[(1, Shape::Varint), (2, Shape::AnyValue), (3, Shape::Varint)])),
+    (7, Shape::Message(&[(1, Shape::Varints)])),
+];
+const SAMPLE: &[(u32, Shape)] =
+    &[(1, Shape::Varint), (2, Shape::Varints), (3, Shape::Varint), (4, Shape::Varints), (5, Shape::Fixed64s)];
+const PROFILE: &[(u32, Shape)] = &[
+    (1, Shape::Message(VALUE_TYPE)),
+    (2, Shape::Message(SAMPLE)),
+    (3, Shape::Fixed64),
+    (4, Shape::Varint),
+    (5, Shape::Message(VALUE_TYPE)),
+    (6, Shape::Varint),
+    (7, Shape::Bytes),
+    (8, Shape::Varint),
+    (9, Shape::Text),
+    (10, Shape::Bytes),
+    (11, Shape::Varints),
+];
+
+/// Checks a message against its shape. The shapes nest three deep, so the recursion is bounded.
+fn check(message: &[u8], shape: &[(u32, Shape)]) -> Result<(), ItemError> {
+    let mut reader = Reader::new(message);
+    while let Some((number, field)) = reader.next()? {
+        let Some((_, shape)) = shape.iter().find(|(known, _)| *known == number) else { continue };
+        match shape {
+            Shape::Varint => {
+                field.varint(number)?;
+            }
+            Shape::Varints => varints(field, number, &mut Vec::new())?,
+            Shape::Fixed64 => {
+                field.fixed64(number)?;
+            }
+            Shape::Fixed64s => fixed64s(field, number, |_nanos| Ok(()))?,
+            Shape::Text => {
+                field.string(number)?;
+            }
+            Shape::Bytes => {
+                field.bytes(number)?;
+            }
+            Shape::AnyValue => {
+                Value::parse(field.bytes(number)?)?;
+            }
+            Shape::Message(shape) => check(field.bytes(number)?, shape)?,
+        }
+    }
+    Ok(())
+}
 
 /// The tables of `ProfilesDictionary`, as slices into the request.
 #[derive(Default)]
 struct Dictionary<'a> {
     message: Vec<&'a [u8]>,
+    /// Set when a table entry breaks a rule: every profile of the request is refused for it.
+    refused: Option<RejectReason>,
     mappings: Vec<&'a [u8]>,
     locations: Vec<&'a [u8]>,
     functions: Vec<&'a [u8]>,
@@ -44,6 +124,11 @@ impl<'a> Dictionary<'a> {
         for message in repeated(body, 2) {
             let message = message?;
             found.message.push(message);
+            match check(message, DICTIONARY) {
+                Ok(()) => {}
+                Err(ItemError::Reject(reason)) => found.refused = Some(reason),
+                Err(ItemError::Wire(error)) => return Err(error),
+            }
             let mut reader = Reader::new(message);
             while let Some((number, field)) = reader.next()? {
                 match number {
@@ -214,7 +299,7 @@ impl ProfileColumns {
                 for profile in items(scope_profiles) {
                     let profile = profile?;
                     let before = self.len();
-                    let outcome = match resource.refused.or(scope.refused) {
+                    let outcome = match dictionary.refused.or(resource.refused).or(scope.refused) {
                         Some(reason) => Err(reason.into()),
                         None => {
                             let otlp = || self_contained(&dictionary, &resource, &scope, profile);
@@ -240,6 +325,7 @@ impl ProfileColumns {
         if message.len() > ITEM_BYTES_MAX {
             return Err(RejectReason::ItemTooLarge.into());
         }
+        check(message, PROFILE)?;
         let mut profile = Profile::default();
         let mut reader = Reader::new(message);
         while let Some((number, field)) = reader.next()? {
@@ -251,16 +337,6 @@ impl ProfileColumns {
                 5 => profile.period_type = two_numbers(field.bytes(5)?)?,
                 6 => profile.period = field.varint(6)?.cast_signed(),
                 7 => profile.id = field.bytes(7)?,
-                8 => {
-                    field.varint(8)?;
-                }
-                9 => {
-                    field.string(9)?;
-                }
-                10 => {
-                    field.bytes(10)?;
-                }
-                11 => varints(field, 11, &mut Vec::new())?,
                 _ => {}
             }
         }
@@ -293,21 +369,12 @@ impl ProfileColumns {
                 3 => link = field.uint32(3)?.cast_signed(),
                 4 => varints(field, 4, &mut values)?,
                 5 => {
-                    let mut push = |nanos: u64| -> Result<(), ItemError> {
+                    fixed64s(field, 5, |nanos| {
                         let nanos = time(nanos)?;
                         first_timestamp.get_or_insert(nanos);
                         self.timestamps.push(nanos);
                         Ok(())
-                    };
-                    match field {
-                        WireField::Fixed64(nanos) => push(nanos)?,
-                        packed => {
-                            let mut packed = Reader::new(packed.bytes(5)?);
-                            while !packed.is_empty() {
-                                push(packed.fixed64()?)?;
-                            }
-                        }
-                    }
+                    })?;
                 }
                 _ => {}
             }
@@ -500,6 +567,7 @@ fn self_contained(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use model::limits::NESTED_ITEMS_MAX;
 
     #[test]
     fn limits_are_those_of_the_model() {

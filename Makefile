@@ -1,0 +1,51 @@
+# GodsEye: every command a person or CI types.
+#
+#   make demo    build and run the demo: a web shop sends, you ask SQL     (needs Rust and a C compiler)
+#   make test    every test, with real OpenTelemetry clients               (needs Python 3 with venv too)
+#   make lint    format and clippy, warnings are errors
+#   make bench   the numbers of benches/README.md
+#   make soak    200 kill -9 cycles and 1000 simulated power losses
+#
+# Build results live outside the checkout, so that a fresh clone starts warm.
+CACHE ?= $(HOME)/.cache/godseye
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+export GODSEYE_CLIENTS_VENV ?= $(CACHE)/clients
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+
+.PHONY: demo test lint bench soak tools-rust tools-python
+
+demo: tools-rust
+	cargo build --quiet --bin godseye 2>/dev/null || cargo build --bin godseye
+	exec "$(CARGO_TARGET_DIR)/debug/godseye" demo
+
+test: tools-rust tools-python
+	cargo test --workspace --features failpoints
+
+lint: tools-rust
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --features failpoints -- -D warnings
+
+bench: tools-rust tools-python
+	cargo build --release --bin godseye
+	cargo bench -p ingest --bench decode
+	"$(GODSEYE_CLIENTS_VENV)/bin/python" benches/pipeline.py --godseye "$(CARGO_TARGET_DIR)/release/godseye" --rotel "$(GODSEYE_CLIENTS_VENV)/bin/rotel"
+
+soak: tools-rust
+	GODSEYE_CRASH_CYCLES=200 cargo test --features failpoints --test crash -- --nocapture
+	GODSEYE_POWER_LOSS_SEEDS=100000 cargo test -p store --lib power_loss -- --nocapture
+
+tools-rust:
+	@command -v cargo >/dev/null || { echo "GodsEye needs Rust 1.94 or newer: https://rustup.rs"; exit 1; }
+	command -v cc >/dev/null || { echo "GodsEye needs a C compiler: apt-get install build-essential"; exit 1; }
+
+tools-python:
+	@command -v python3 >/dev/null || { echo "make test needs Python 3: apt-get install python3 python3-venv"; exit 1; }
+	python3 -c 'import venv, ensurepip' 2>/dev/null || { echo "make test needs Python's venv: apt-get install python3-venv"; exit 1; }
+	if ! cmp -s tests/clients/requirements.txt "$(GODSEYE_CLIENTS_VENV)/requirements.txt"; then
+	  rm -rf "$(GODSEYE_CLIENTS_VENV)"
+	  python3 -m venv "$(GODSEYE_CLIENTS_VENV)"
+	  "$(GODSEYE_CLIENTS_VENV)/bin/pip" install --quiet -r tests/clients/requirements.txt
+	  cp tests/clients/requirements.txt "$(GODSEYE_CLIENTS_VENV)/requirements.txt"
+	fi

@@ -1,0 +1,416 @@
+//! The pipeline between the receivers and the store, and the only file that wires its queues.
+//!
+//! ```text
+//! receivers ──▶ [decode queue] ──▶ decode threads ──▶ [log queue] ──▶ log thread ──▶ acknowledge
+//!               requests_max                          groups_max        append + fdatasync
+//! ```
+//!
+//! Group commit needs no timer: while the log thread waits for the disk, decode threads gather the
+//! requests that arrive into one group. At low load a request is logged at once; at high load the
+//! groups grow until the disk is no longer the bottleneck.
+//!
+//! Every request gets exactly one outcome, and success only after `fdatasync` (I1). Bytes in flight
+//! are bounded before this point, by [`crate::admission`]; the queues bound their number (I6).
+//!
+//! Not here: sockets, wire formats, and what the store does with a group.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use model::ledger::LedgerDelta;
+use model::signal::{Signal, Table};
+use model::tenant::TenantId;
+use model::time::{Clock, Timestamp};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use store::record::{self, LogEntryMeta};
+use store::{Entry, Store, StoreError};
+use tokio::sync::oneshot;
+
+use crate::decode::Decoder;
+use crate::export::{Accepted, ExportError, ExportRequest};
+use crate::receiver::Export;
+use crate::series::SeriesLimiter;
+
+/// When a client that met a full queue or disk should come back: long enough for a flush, short
+/// enough that no exporter gives up (their first retry is after about 5 s).
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// How the pipeline is built. Plain data.
+#[derive(Clone, Debug)]
+pub struct PipelineConfig {
+    /// Threads that decode. Half the cores, since receivers and the store need the others.
+    pub decode_threads: usize,
+    /// Requests that may wait to be decoded. Their bytes are bounded by admission; this bounds
+    /// their number when they are tiny.
+    pub decode_queue_requests_max: usize,
+    /// A group is cut at this many bytes of requests: larger ones no longer compress or sync
+    /// better, and hold memory longer.
+    pub group_bytes_max: usize,
+    /// Groups that may wait for the log thread. Two: one being synced, one ready, so that the disk
+    /// never waits for decoding.
+    pub log_queue_groups_max: usize,
+    /// Active metric series per tenant.
+    pub series_max: usize,
+}
+
+impl Default for PipelineConfig {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self {
+            decode_threads: (cores / 2).clamp(1, 16),
+            decode_queue_requests_max: 4096,
+            group_bytes_max: 8 << 20,
+            log_queue_groups_max: 2,
+            series_max: 1_000_000,
+        }
+    }
+}
+
+/// Where groups become durable. The store, and in tests whatever stands in for it.
+pub trait Log: Send + Sync + 'static {
+    /// Makes a group durable and visible, all of it or nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`]; a fatal one means that no later group may be acknowledged.
+    fn append_group(&self, entries: Vec<Entry>) -> Result<(), StoreError>;
+}
+
+impl Log for Store {
+    fn append_group(&self, entries: Vec<Entry>) -> Result<(), StoreError> {
+        Self::append_group(self, entries)
+    }
+}
+
+/// A request and where its outcome goes.
+struct Job {
+    request: ExportRequest,
+    reply: oneshot::Sender<Result<Accepted, ExportError>>,
+}
+
+/// Requests decoded together: rows to log, and whom to tell.
+struct Group {
+    entries: Vec<Entry>,
+    replies: Vec<(oneshot::Sender<Result<Accepted, ExportError>>, Accepted)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ItemLabels {
+    signal: &'static str,
+    outcome: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct QueueLabel {
+    queue: &'static str,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Metrics {
+    items: Family<ItemLabels, Counter>,
+    malformed: Counter,
+    queue_depth: Family<QueueLabel, Gauge>,
+    groups: Counter,
+    panics: Counter,
+}
+
+impl Metrics {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "godseye_ingest_items",
+            "Items received, by outcome: stored, or rejected for a reason",
+            self.items.clone(),
+        );
+        registry.register(
+            "godseye_ingest_malformed_requests",
+            "Requests refused because they are not valid OTLP",
+            self.malformed.clone(),
+        );
+        registry.register("godseye_ingest_queue_depth", "Entries waiting in a queue", self.queue_depth.clone());
+        registry.register("godseye_ingest_groups", "Groups of requests handed to the log", self.groups.clone());
+        registry.register(
+            "godseye_ingest_decode_panics",
+            "Requests whose decoding panicked: a defect, please report it",
+            self.panics.clone(),
+        );
+    }
+
+    fn count(&self, signal: Signal, delta: &LedgerDelta) {
+        let add = |outcome, reason, items| {
+            self.items.get_or_create(&ItemLabels { signal: signal.name(), outcome, reason }).inc_by(items);
+        };
+        if delta.stored > 0 {
+            add("stored", "", delta.stored);
+        }
+        for (reason, items) in &delta.rejected {
+            add("rejected", reason.name(), *items);
+        }
+    }
+
+    fn depth(&self, queue: &'static str, depth: usize) {
+        self.queue_depth.get_or_create(&QueueLabel { queue }).set(i64::try_from(depth).unwrap_or(i64::MAX));
+    }
+}
+
+/// The receivers' end of the pipeline. Cheap to clone.
+#[derive(Clone)]
+pub struct PipelineHandle {
+    jobs: Sender<Job>,
+    draining: Arc<AtomicBool>,
+    metrics: Metrics,
+}
+
+impl Export for PipelineHandle {
+    fn export(&self, request: ExportRequest) -> impl Future<Output = Result<Accepted, ExportError>> + Send {
+        let (reply, outcome) = oneshot::channel();
+        let sent = if self.draining.load(Ordering::Acquire) {
+            Err(ExportError::ShuttingDown)
+        } else {
+            self.jobs.try_send(Job { request, reply }).map_err(|refused| match refused {
+                TrySendError::Full(_) => {
+                    ExportError::Overloaded { what: "the decode queue is full", retry_after: RETRY_AFTER }
+                }
+                TrySendError::Disconnected(_) => ExportError::ShuttingDown,
+            })
+        };
+        self.metrics.depth("decode", self.jobs.len());
+        async move {
+            sent?;
+            // A dropped reply means that the log failed for good: nothing was acknowledged, the
+            // process is ending, and the client shall send again.
+            outcome.await.unwrap_or(Err(ExportError::ShuttingDown))
+        }
+    }
+}
+
+/// A running pipeline.
+pub struct Pipeline {
+    handle: PipelineHandle,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Pipeline {
+    /// Starts the threads. `on_fatal` is called once when the log can no longer promise
+    /// durability; the process must end then.
+    ///
+    /// # Errors
+    /// When the operating system refuses a thread.
+    pub fn start(
+        config: &PipelineConfig,
+        log: Arc<dyn Log>,
+        clock: &Clock,
+        registry: &mut Registry,
+        on_fatal: impl FnOnce(StoreError) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let metrics = Metrics::default();
+        metrics.register(registry);
+        let series = SeriesLimiter::new(config.series_max);
+        series.register(registry);
+        let (jobs, job_queue) = bounded(config.decode_queue_requests_max);
+        let (groups, group_queue) = bounded(config.log_queue_groups_max);
+        let mut threads = Vec::new();
+        for index in 0..config.decode_threads {
+            let worker = DecodeThread {
+                jobs: job_queue.clone(),
+                groups: groups.clone(),
+                group_bytes_max: config.group_bytes_max,
+                clock: clock.clone(),
+                series: series.clone(),
+                metrics: metrics.clone(),
+            };
+            threads.push(std::thread::Builder::new().name(format!("decode-{index}")).spawn(move || worker.run())?);
+        }
+        let log_metrics = metrics.clone();
+        threads.push(
+            std::thread::Builder::new()
+                .name("log".to_owned())
+                .spawn(move || run_log(&*log, &group_queue, &log_metrics, on_fatal))?,
+        );
+        let handle = PipelineHandle { jobs, draining: Arc::default(), metrics };
+        Ok(Self { handle, threads })
+    }
+
+    /// The receivers' end.
+    #[must_use]
+    pub fn handle(&self) -> PipelineHandle {
+        self.handle.clone()
+    }
+
+    /// Refuses new requests, finishes those in flight and ends the threads. Every handle must be
+    /// dropped, or its receivers stopped, before this returns.
+    pub fn drain(self) {
+        self.handle.draining.store(true, Ordering::Release);
+        drop(self.handle);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a pipeline thread panicked");
+            }
+        }
+    }
+}
+
+struct DecodeThread {
+    jobs: Receiver<Job>,
+    groups: Sender<Group>,
+    group_bytes_max: usize,
+    clock: Clock,
+    series: SeriesLimiter,
+    metrics: Metrics,
+}
+
+/// What one tenant has in the group that is being gathered.
+#[derive(Default)]
+struct Gathered {
+    decoder: Decoder,
+    deltas: BTreeMap<Signal, LedgerDelta>,
+}
+
+impl DecodeThread {
+    fn run(mut self) {
+        while let Ok(first) = self.jobs.recv() {
+            let now = self.clock.now();
+            let mut tenants: BTreeMap<TenantId, Gathered> = BTreeMap::new();
+            let mut replies = Vec::new();
+            let mut bytes = 0;
+            let mut next = Some(first);
+            while let Some(job) = next {
+                bytes += job.request.body.len();
+                self.decode(job, now, &mut tenants, &mut replies);
+                next = if bytes < self.group_bytes_max { self.jobs.try_recv().ok() } else { None };
+            }
+            self.metrics.depth("decode", self.jobs.len());
+            if replies.is_empty() {
+                continue;
+            }
+            match entries(tenants, now) {
+                Ok(entries) => {
+                    self.metrics.depth("log", self.groups.len());
+                    if self.groups.send(Group { entries, replies }).is_err() {
+                        // The log thread is gone: it failed for good. Dropped replies say so.
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, requests = replies.len(), "failed to encode a group for the log");
+                    refuse(replies, "a group could not be encoded");
+                }
+            }
+        }
+    }
+
+    fn decode(
+        &mut self,
+        job: Job,
+        now: Timestamp,
+        tenants: &mut BTreeMap<TenantId, Gathered>,
+        replies: &mut Vec<(oneshot::Sender<Result<Accepted, ExportError>>, Accepted)>,
+    ) {
+        let Job { request: ExportRequest { signal, tenant, body }, reply } = job;
+        let gathered = tenants.entry(tenant.clone()).or_default();
+        // A panic in the decoder is a defect, but one request must not take the process along, nor
+        // its neighbours' data: what was gathered with it is refused retryably, so it comes again.
+        let decoded = catch_unwind(AssertUnwindSafe(|| {
+            gathered.decoder.decode(signal, &body, &tenant, now, &mut self.series)
+        }));
+        match decoded {
+            Ok(Ok(delta)) => {
+                self.metrics.count(signal, &delta);
+                gathered.deltas.entry(signal).or_default().merge(&delta);
+                replies.push((reply, Accepted { stored: delta.stored, rejected: delta.rejected }));
+            }
+            Ok(Err(error)) => {
+                self.metrics.malformed.inc();
+                answer(reply, Err(ExportError::Malformed { signal, detail: error.to_string() }));
+            }
+            Err(_panic) => {
+                self.metrics.panics.inc();
+                tracing::error!(%signal, bytes = body.len(), "decoding a request panicked; the request is refused");
+                refuse(std::mem::take(replies), "a neighbouring request failed");
+                tenants.clear();
+                let detail = "internal error while decoding; this is a defect of the server".to_owned();
+                answer(reply, Err(ExportError::Malformed { signal, detail }));
+            }
+        }
+    }
+}
+
+/// The log entries of a group: one per tenant and table, with the ledger line of each signal on
+/// the first of its tables.
+fn entries(tenants: BTreeMap<TenantId, Gathered>, now: Timestamp) -> Result<Vec<Entry>, record::RecordError> {
+    let minute = now.floor_minute().0;
+    let mut entries = Vec::new();
+    for (tenant, mut gathered) in tenants {
+        let mut meta = |table: Table, deltas: &mut BTreeMap<Signal, LedgerDelta>| LogEntryMeta {
+            tenant: tenant.clone(),
+            table,
+            minute,
+            ledger: deltas.remove(&table.signal()).unwrap_or_default(),
+        };
+        for (table, batch) in gathered.decoder.finish() {
+            let meta = meta(table, &mut gathered.deltas);
+            let encoded = record::encode(&meta, Some(&batch))?;
+            entries.push(Entry { meta, batch: Some(batch), encoded });
+        }
+        // Signals of which every item was refused still count in the ledger.
+        for table in Table::ALL {
+            if gathered.deltas.get(&table.signal()).is_some_and(|delta| !delta.is_empty()) {
+                let meta = meta(table, &mut gathered.deltas);
+                let encoded = record::encode(&meta, None)?;
+                entries.push(Entry { meta, batch: None, encoded });
+            }
+        }
+    }
+    Ok(entries)
+}
+
+fn run_log(log: &dyn Log, groups: &Receiver<Group>, metrics: &Metrics, on_fatal: impl FnOnce(StoreError)) {
+    while let Ok(mut group) = groups.recv() {
+        // Whatever is ready shares the sync.
+        while let Ok(more) = groups.try_recv() {
+            group.entries.extend(more.entries);
+            group.replies.extend(more.replies);
+        }
+        metrics.depth("log", groups.len());
+        metrics.groups.inc();
+        let Group { entries, replies } = group;
+        let outcome = if entries.is_empty() { Ok(()) } else { log.append_group(entries) };
+        match outcome {
+            Ok(()) => {
+                for (reply, accepted) in replies {
+                    answer(reply, Ok(accepted));
+                }
+            }
+            Err(error) if error.is_fatal() => {
+                tracing::error!(%error, "the log can no longer promise durability; ending the process");
+                drop(replies);
+                on_fatal(error);
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%error, requests = replies.len(), "the log refused a group; clients will send again");
+                refuse(replies, "storage refuses writes at the moment");
+            }
+        }
+    }
+}
+
+fn refuse(replies: Vec<(oneshot::Sender<Result<Accepted, ExportError>>, Accepted)>, what: &'static str) {
+    for (reply, _) in replies {
+        answer(reply, Err(ExportError::Overloaded { what, retry_after: RETRY_AFTER }));
+    }
+}
+
+/// A client that went away no longer wants its outcome.
+fn answer(reply: oneshot::Sender<Result<Accepted, ExportError>>, outcome: Result<Accepted, ExportError>) {
+    drop(reply.send(outcome));
+}

@@ -1,0 +1,39 @@
+//! Where telemetry lives: a write-ahead log, memtables, Parquet segments and a manifest, in one
+//! data directory that one process owns.
+//!
+//! The promise is that acknowledged rows are durable and visible, each exactly once, whatever dies
+//! when (I1 to I4). Not here: receiving and decoding (the `ingest` crate), SQL (the `query` crate),
+//! threads that the caller did not ask for, tokio. `README.md` has the picture.
+//!
+//! # Layout
+//! - [`store`]: [`store::Store`]: append, snapshot, flush, compact, expire
+//! - [`wal`]: the write-ahead log; [`record`]: the bytes of an entry in it
+//! - [`segment`]: one Parquet file; [`catalog`]: the attribute keys in it
+//! - [`compaction`] and [`retention`]: what to merge and what to delete, as pure plans
+//! - [`config`], [`error`], [`metrics`]: what their names say
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
+
+pub mod catalog;
+pub mod compaction;
+pub mod config;
+pub mod error;
+mod lock;
+mod manifest;
+mod memtable;
+pub mod metrics;
+pub mod record;
+pub mod retention;
+pub mod segment;
+mod sort;
+pub mod store;
+#[cfg(test)]
+mod testing;
+pub mod wal;
+
+pub use catalog::{AttributeKinds, Container};
+pub use config::{CompactionConfig, StoreConfig};
+pub use error::StoreError;
+pub use metrics::Metrics;
+pub use record::LogEntryMeta;
+pub use segment::{Segment, SegmentMeta};
+pub use store::{Entry, ReplayProgress, Snapshot, Stats, Store, TableSnapshot};

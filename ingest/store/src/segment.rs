@@ -1,0 +1,429 @@
+//! A segment: one immutable Parquet file with sorted rows of one tenant and table.
+//!
+//! Here are its encodings, its writer, its reader, the checks of its footer and checksum, and the
+//! handle that deletes the file once nobody reads it. Not here: which segments exist
+//! ([`crate::manifest`]) and which are merged ([`crate::compaction`]).
+
+use std::fs::File;
+use std::io::{self, Read as _, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::compute::{max, min};
+use arrow::datatypes::{DataType, Field, TimestampNanosecondType};
+use model::schema::{FORMAT_VERSION, schema};
+use model::signal::Table;
+use model::tenant::TenantId;
+use model::time::Timestamp;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{KeyValue, ParquetMetaDataReader, SortingColumn};
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
+use parquet::schema::types::ColumnPath;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::catalog::AttributeKinds;
+use crate::error::StoreError;
+
+/// The extension of a segment's file.
+pub const SEGMENT_EXTENSION: &str = "parquet";
+
+/// The extension of a segment that is being written.
+pub const TEMPORARY_EXTENSION: &str = "tmp";
+
+/// The key of the format version in a file's metadata; the tables' schemas go by it.
+pub const METADATA_VERSION: &str = "godseye.format_version";
+/// The key of the table's name in a file's metadata.
+pub const METADATA_TABLE: &str = "godseye.table";
+/// The key of the tenant's name in a file's metadata.
+pub const METADATA_TENANT: &str = "godseye.tenant";
+
+/// False positives of the bloom filter on trace ids: one row group in a hundred is opened in vain.
+const BLOOM_FALSE_POSITIVES: f64 = 0.01;
+
+/// Rows of a page: a page is the smallest unit that the page index can skip.
+const PAGE_ROWS_MAX: usize = 10_000;
+
+/// Dictionaries of columns with many distinct values that still repeat (trace ids, frames), bytes:
+/// the default of 1 MiB would fall back to plain halfway through a row group.
+const LARGE_DICTIONARY_BYTES: usize = 4 << 20;
+
+/// Bytes that are read at once to compute a checksum.
+const CHECKSUM_CHUNK_BYTES: usize = 1 << 20;
+
+/// How hard a segment is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Packing {
+    zstd_level: i32,
+    row_group_rows_max: usize,
+    row_group_bytes_max: usize,
+}
+
+impl Packing {
+    /// A flush: quick, since the acknowledgement path shares the machine with it.
+    pub(crate) const FLUSH: Self =
+        Self { zstd_level: 1, row_group_rows_max: 128 * 1024, row_group_bytes_max: 64 << 20 };
+    /// A merge: it happens a few times in a row's life and is read for the rest of it.
+    pub(crate) const MERGE: Self =
+        Self { zstd_level: 3, row_group_rows_max: 512 * 1024, row_group_bytes_max: 64 << 20 };
+}
+
+/// What is known of a segment without opening it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentMeta {
+    /// Its number; never used again for another.
+    pub id: u64,
+    /// The owner of its rows.
+    pub tenant: TenantId,
+    /// The table of its rows.
+    pub table: Table,
+    /// [`model::schema::FORMAT_VERSION`] when it was written.
+    pub format_version: u32,
+    /// Rows.
+    pub rows: u64,
+    /// Size of the file.
+    pub bytes: u64,
+    /// The earliest of its rows, by the table's time column.
+    pub min_time: Timestamp,
+    /// The latest of its rows.
+    pub max_time: Timestamp,
+    /// The first log record that its rows may come from.
+    pub seq_min: u64,
+    /// The last log record that its rows may come from.
+    pub seq_max: u64,
+    /// 0 from a memtable, else one more than the highest level merged into it.
+    pub level: u32,
+    /// When the newest of its rows left the memtable; a merge keeps the latest of its inputs.
+    pub created_at: Timestamp,
+    /// XXH3-64 of the file.
+    pub checksum: u64,
+}
+
+impl SegmentMeta {
+    /// The name of its file.
+    #[must_use]
+    pub fn file_name(&self) -> String {
+        file_name(self.id)
+    }
+
+    /// The time its age is reckoned from: its latest row, but never after it was stored, so that a
+    /// row from the far future cannot keep a segment for ever.
+    #[must_use]
+    pub fn age_time(&self) -> Timestamp {
+        self.max_time.min(self.created_at)
+    }
+}
+
+/// The name of a segment's file.
+pub(crate) fn file_name(id: u64) -> String {
+    format!("{id:016x}.{SEGMENT_EXTENSION}")
+}
+
+/// A segment that can be read. Its file stays as long as a handle does.
+#[derive(Debug)]
+pub struct Segment {
+    meta: SegmentMeta,
+    kinds: AttributeKinds,
+    path: PathBuf,
+    obsolete: AtomicBool,
+}
+
+impl Segment {
+    pub(crate) fn new(meta: SegmentMeta, kinds: AttributeKinds, path: PathBuf) -> Arc<Self> {
+        Arc::new(Self { meta, kinds, path, obsolete: AtomicBool::new(false) })
+    }
+
+    /// What is known of it.
+    #[must_use]
+    pub const fn meta(&self) -> &SegmentMeta {
+        &self.meta
+    }
+
+    /// The attribute keys of its rows.
+    #[must_use]
+    pub const fn kinds(&self) -> &AttributeKinds {
+        &self.kinds
+    }
+
+    /// Its file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The manifest does not list it any more: the last handle deletes the file.
+    pub(crate) fn make_obsolete(&self) {
+        self.obsolete.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        if self.obsolete.load(Ordering::Acquire)
+            && let Err(error) = std::fs::remove_file(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            // The next start removes it: the manifest does not list it.
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a segment that was replaced");
+        }
+    }
+}
+
+/// One physical column of a table's file.
+struct Leaf {
+    path: Vec<String>,
+    data_type: DataType,
+    /// The column it is in stands for itself: it is not inside a struct or list.
+    top_level: bool,
+}
+
+fn leaves(table: Table) -> Vec<Leaf> {
+    fn walk(field: &Field, prefix: &[String], out: &mut Vec<Leaf>) {
+        let mut path = prefix.to_vec();
+        path.push(field.name().clone());
+        match field.data_type() {
+            DataType::List(item) => {
+                path.push("list".to_owned());
+                walk(item, &path, out);
+            }
+            DataType::Struct(fields) => fields.iter().for_each(|child| walk(child, &path, out)),
+            data_type => out.push(Leaf { top_level: path.len() == 1, path, data_type: data_type.clone() }),
+        }
+    }
+    let mut out = Vec::new();
+    for field in schema(table).fields() {
+        walk(field, &[], &mut out);
+    }
+    out
+}
+
+/// The encodings of a table's columns.
+fn properties(table: Table, tenant: &TenantId, packing: Packing) -> WriterProperties {
+    let level = ZstdLevel::try_new(packing.zstd_level).expect("the levels are constants that zstd has");
+    let metadata = [
+        (METADATA_VERSION, FORMAT_VERSION.to_string()),
+        (METADATA_TABLE, table.name().to_owned()),
+        (METADATA_TENANT, tenant.as_str().to_owned()),
+    ];
+    let leaves = leaves(table);
+    let sorting = table.sort_columns().iter().map(|column| SortingColumn {
+        column_idx: leaves
+            .iter()
+            .position(|leaf| leaf.top_level && leaf.path[0] == *column)
+            .and_then(|index| i32::try_from(index).ok())
+            .expect("sort columns are top-level columns"),
+        descending: false,
+        nulls_first: false,
+    });
+    let mut builder = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(level))
+        .set_max_row_group_row_count(Some(packing.row_group_rows_max))
+        .set_max_row_group_bytes(Some(packing.row_group_bytes_max))
+        .set_data_page_row_count_limit(PAGE_ROWS_MAX)
+        .set_sorting_columns(Some(sorting.collect()))
+        .set_key_value_metadata(Some(
+            metadata.into_iter().map(|(key, value)| KeyValue::new(key.to_owned(), value)).collect(),
+        ));
+    for leaf in &leaves {
+        builder = leaf_properties(builder, leaf, packing);
+    }
+    builder.build()
+}
+
+fn leaf_properties(builder: WriterPropertiesBuilder, leaf: &Leaf, packing: Packing) -> WriterPropertiesBuilder {
+    let path = || ColumnPath::new(leaf.path.clone());
+    // Nobody prunes by what is inside lists and structs, by whole contexts, or by random ids.
+    let pruned_by = leaf.top_level
+        && !matches!(leaf.path[0].as_str(), "resource" | "scope" | "metric_metadata" | "span_id" | "parent_span_id")
+        && !matches!(leaf.path[0].as_str(), "body" | "body_value" | "otlp");
+    let statistics = if pruned_by { EnabledStatistics::Page } else { EnabledStatistics::None };
+    let builder = builder.set_column_statistics_enabled(path(), statistics);
+    let name = leaf.path.last().map_or("", String::as_str);
+    let plain = |builder: WriterPropertiesBuilder, encoding: Encoding| {
+        builder.set_column_dictionary_enabled(path(), false).set_column_encoding(path(), encoding)
+    };
+    match (name, &leaf.data_type) {
+        // Times and durations are near their neighbours once sorted.
+        (_, DataType::Timestamp(_, _)) | ("duration_ns", _) => plain(builder, Encoding::DELTA_BINARY_PACKED),
+        // The spans of a trace share its id within a row group; a span's own id never repeats and
+        // has no pattern, so neither a dictionary nor zstd can gain on it.
+        ("trace_id", _) if leaf.top_level => builder
+            .set_column_dictionary_page_size_limit(path(), LARGE_DICTIONARY_BYTES)
+            .set_column_bloom_filter_enabled(path(), true)
+            .set_column_bloom_filter_fpp(path(), BLOOM_FALSE_POSITIVES)
+            .set_column_bloom_filter_max_ndv(path(), packing.row_group_rows_max as u64),
+        ("span_id", _) => {
+            plain(builder, Encoding::PLAIN).set_column_compression(path(), Compression::UNCOMPRESSED)
+        }
+        ("parent_span_id" | "otlp" | "profile_id", _) => plain(builder, Encoding::PLAIN),
+        ("body" | "body_value", _) => plain(builder, Encoding::DELTA_LENGTH_BYTE_ARRAY),
+        _ if leaf.path.iter().any(|part| part == "others") => plain(builder, Encoding::DELTA_LENGTH_BYTE_ARRAY),
+        _ if leaf.path[0] == "stack" => {
+            builder.set_column_dictionary_page_size_limit(path(), LARGE_DICTIONARY_BYTES)
+        }
+        // Counters must not be delta-encoded before zstd, which finds more in them as they are.
+        ("value_double" | "value_int", _) => plain(builder, Encoding::PLAIN),
+        // What overflows its dictionary.
+        (_, DataType::Utf8) => builder.set_column_encoding(path(), Encoding::DELTA_LENGTH_BYTE_ARRAY),
+        _ => builder,
+    }
+}
+
+/// A file that hashes what is written to it. Parquet is written from front to back.
+struct HashingFile {
+    file: File,
+    hash: Xxh3,
+    bytes: u64,
+}
+
+impl Write for HashingFile {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(buf)?;
+        self.hash.update(&buf[..written]);
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// What a finished file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Written {
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+    pub(crate) min_time: Timestamp,
+    pub(crate) max_time: Timestamp,
+    pub(crate) checksum: u64,
+}
+
+/// Writes a segment under a temporary name.
+pub(crate) struct SegmentWriter {
+    writer: ArrowWriter<HashingFile>,
+    table: Table,
+    path: PathBuf,
+    rows: u64,
+    min_time: i64,
+    max_time: i64,
+}
+
+impl SegmentWriter {
+    /// Creates the file; one of this name that a crash left is overwritten.
+    pub(crate) fn create(path: &Path, table: Table, tenant: &TenantId, packing: Packing) -> Result<Self, StoreError> {
+        let file = File::create(path).map_err(StoreError::io("create", path))?;
+        let file = HashingFile { file, hash: Xxh3::new(), bytes: 0 };
+        let writer = ArrowWriter::try_new(file, schema(table), Some(properties(table, tenant, packing)))
+            .map_err(StoreError::parquet("create", path))?;
+        Ok(Self { writer, table, path: path.to_owned(), rows: 0, min_time: i64::MAX, max_time: i64::MIN })
+    }
+
+    /// Appends rows, which must continue the table's order.
+    pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), StoreError> {
+        let times = batch
+            .column_by_name(self.table.time_column())
+            .and_then(|column| column.as_primitive_opt::<TimestampNanosecondType>())
+            .ok_or(StoreError::SchemaMismatch { table: self.table.name() })?;
+        self.min_time = min(times).map_or(self.min_time, |time| time.min(self.min_time));
+        self.max_time = max(times).map_or(self.max_time, |time| time.max(self.max_time));
+        self.rows += batch.num_rows() as u64;
+        self.writer.write(batch).map_err(StoreError::parquet("write", &self.path))
+    }
+
+    /// Writes the footer and makes the file durable. Its name is not, yet.
+    pub(crate) fn finish(mut self) -> Result<Written, StoreError> {
+        self.writer.finish().map_err(StoreError::parquet("finish", &self.path))?;
+        let file = self.writer.inner();
+        file.file.sync_all().map_err(StoreError::io("sync", &self.path))?;
+        Ok(Written {
+            rows: self.rows,
+            bytes: file.bytes,
+            min_time: Timestamp(self.min_time),
+            max_time: Timestamp(self.max_time),
+            checksum: file.hash.digest(),
+        })
+    }
+}
+
+/// Reads a segment from front to back in batches of so many rows, in this release's schema.
+pub(crate) fn read(path: &Path, batch_rows: usize) -> Result<ParquetRecordBatchReader, StoreError> {
+    let file = File::open(path).map_err(StoreError::io("open", path))?;
+    ParquetRecordBatchReaderBuilder::try_new_with_options(file, ArrowReaderOptions::new())
+        .and_then(|builder| builder.with_batch_size(batch_rows).build())
+        .map_err(StoreError::parquet("read", path))
+}
+
+/// Checks that a file is there, has its size, and ends with a footer for its table and rows.
+///
+/// # Errors
+/// What is wrong, as a sentence for the log and the manifest.
+pub(crate) fn check_footer(path: &Path, meta: &SegmentMeta) -> Result<(), String> {
+    let file = File::open(path).map_err(|error| format!("cannot be opened: {error}"))?;
+    let bytes = file.metadata().map_err(|error| format!("has no size: {error}"))?.len();
+    if bytes != meta.bytes {
+        return Err(format!("has {bytes} bytes, expected {}", meta.bytes));
+    }
+    let footer = ParquetMetaDataReader::new()
+        .parse_and_finish(&file)
+        .map_err(|error: ParquetError| format!("has no readable footer: {error}"))?;
+    let rows = footer.file_metadata().num_rows();
+    if u64::try_from(rows) != Ok(meta.rows) {
+        return Err(format!("has {rows} rows, expected {}", meta.rows));
+    }
+    Ok(())
+}
+
+/// The checksum of a file, read from front to back.
+pub(crate) fn checksum(path: &Path) -> io::Result<u64> {
+    let mut file = File::open(path)?;
+    let mut hash = Xxh3::new();
+    let mut chunk = vec![0; CHECKSUM_CHUNK_BYTES];
+    loop {
+        match file.read(&mut chunk)? {
+            0 => return Ok(hash.digest()),
+            read => hash.update(&chunk[..read]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sort::sort_batches;
+    use crate::testing::{random_batch, row_multiset, same_rows_in_order};
+    use arrow::compute::concat_batches;
+
+    #[test]
+    fn segments_of_every_table_round_trip() {
+        let dir = tempfile::tempdir().unwrap();
+        let tenant = TenantId::default_tenant();
+        for table in Table::ALL {
+            for packing in [Packing::FLUSH, Packing::MERGE] {
+                let path = dir.path().join(format!("{table}.parquet"));
+                let batches: Vec<RecordBatch> = (0..3).map(|seed| random_batch(table, 700, seed)).collect();
+                let sorted = sort_batches(table, &batches).unwrap();
+                let mut writer = SegmentWriter::create(&path, table, &tenant, packing).unwrap();
+                writer.write(&sorted.slice(0, 900)).unwrap();
+                writer.write(&sorted.slice(900, sorted.num_rows() - 900)).unwrap();
+                let written = writer.finish().unwrap();
+                assert_eq!(written.rows, 2100);
+                assert_eq!(written.bytes, std::fs::metadata(&path).unwrap().len());
+                assert_eq!(written.checksum, checksum(&path).unwrap());
+
+                let reader = read(&path, 512).unwrap();
+                let read: Vec<RecordBatch> = reader.map(|batch| batch.unwrap()).collect();
+                for batch in &read {
+                    assert_eq!(batch.schema().fields(), schema(table).fields(), "{table}");
+                }
+                let all = concat_batches(&schema(table), &read).unwrap();
+                assert!(same_rows_in_order(&all, &sorted), "{table}");
+                assert_eq!(row_multiset(table, &read), row_multiset(table, &batches), "{table}");
+            }
+        }
+    }
+}

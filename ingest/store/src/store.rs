@@ -1,0 +1,1274 @@
+//! The store: log, memtables, segments and manifest as one thing that is always consistent.
+//!
+//! Who may call what: one log thread appends; any thread takes snapshots, asks the ledger, sets
+//! segments aside; one thread runs [`Store::maintain`], which flushes and, on a second thread of
+//! its own, merges and expires. Not here: decoding, admission, SQL.
+//!
+//! Locks, in the order they are taken: `flushing` → `wal` → `ledger_gate` → `manifest` → `state`.
+//! Nobody holds `state` across I/O, so that a query never waits for a disk.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use arrow::array::RecordBatch;
+use model::ledger::{LedgerDelta, LedgerLine};
+use model::schema::{FORMAT_VERSION, schema};
+use model::signal::Table;
+use model::tenant::TenantId;
+use model::time::Timestamp;
+
+use crate::catalog::{AttributeKinds, KindsCollector};
+use crate::compaction::{self, MergeError};
+use crate::config::StoreConfig;
+use crate::error::StoreError;
+use crate::lock::{DataDir, create_dir_durably, sync_dir};
+use crate::manifest::{FlushCommit, Manifest};
+use crate::memtable::{Memtable, batch_bytes};
+use crate::metrics::{Metrics, gauge};
+use crate::record::{GROUP_KIND, LogEntryMeta, RecordError, decode_if, group_entries, group_head};
+use crate::retention;
+use crate::segment::{
+    Packing, SEGMENT_EXTENSION, Segment, SegmentMeta, SegmentWriter, TEMPORARY_EXTENSION, check_footer, checksum,
+    file_name,
+};
+use crate::sort::sort_batches;
+use crate::wal::{self, Record, Recovery, Wal, WalOptions};
+
+/// How often the flusher looks at ages when nothing wakes it: a tenth of a second is below what
+/// anybody notices of a flush interval of seconds, and costs nothing.
+const FLUSH_TICK: Duration = Duration::from_millis(500);
+
+/// How often the compactor plans when nothing wakes it.
+const COMPACT_TICK: Duration = Duration::from_secs(10);
+
+/// After a failure the next attempt waits this long, then twice as long each time…
+const RETRY_DELAY_MIN: Duration = Duration::from_millis(500);
+/// …up to this: a disk that has room again is found within it.
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
+
+/// At this part of `memtable_bytes_max` the largest table is flushed, whatever its size, so that
+/// appends are refused only when flushing cannot keep up.
+const MEMTABLE_PRESSURE: (u64, u64) = (3, 4);
+
+/// How much nicer than the rest of the process the compactor is.
+const COMPACTOR_NICE: i32 = 10;
+
+/// Where a crash is simulated. The names are those of the fail points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    AfterParquetWriteBeforeRename,
+    AfterRenameBeforeManifest,
+    AfterManifestBeforePublish,
+    AfterPublishBeforeWalTruncate,
+    CompactionBeforeCommit,
+    CompactionAfterCommit,
+}
+
+/// What a test wants to happen at a step.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Stop there, as a crash would.
+    Stop(Step),
+    /// Find the disk full there.
+    DiskFull(Step),
+}
+
+/// How far the start is; read it from another thread for the readiness probe.
+#[derive(Debug, Default)]
+pub struct ReplayProgress {
+    log: wal::ReplayProgress,
+    done: AtomicBool,
+}
+
+impl ReplayProgress {
+    /// Bytes of the log to read; 0 until they are known.
+    pub fn bytes_total(&self) -> u64 {
+        self.log.bytes_total()
+    }
+
+    /// Bytes of the log read so far.
+    pub fn bytes_done(&self) -> u64 {
+        self.log.bytes_done()
+    }
+
+    /// Whether the store is open.
+    pub fn done(&self) -> bool {
+        self.done.load(Ordering::Acquire)
+    }
+}
+
+/// One entry of a group to append.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Whose rows, which table, what is counted.
+    pub meta: LogEntryMeta,
+    /// The rows; `None` when everything was rejected.
+    pub batch: Option<RecordBatch>,
+    /// The bytes of both, from [`crate::record::encode`]; made by whoever decoded, off the log
+    /// thread.
+    pub encoded: Vec<u8>,
+}
+
+/// What one tenant's queries see: every acknowledged row exactly once, unchanged for as long as it
+/// is held.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    tenant: TenantId,
+    tables: [TableSnapshot; Table::COUNT],
+}
+
+impl Snapshot {
+    /// Whose rows.
+    #[must_use]
+    pub const fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
+    /// One table.
+    #[must_use]
+    pub const fn table(&self, table: Table) -> &TableSnapshot {
+        &self.tables[table.index()]
+    }
+}
+
+/// One table of a [`Snapshot`].
+#[derive(Clone, Debug, Default)]
+pub struct TableSnapshot {
+    /// Segments, oldest first. Their files stay while this is held, unless one is set aside.
+    pub segments: Arc<[Arc<Segment>]>,
+    /// Rows that are not in a segment yet, in the order they were acknowledged.
+    pub memory: Vec<RecordBatch>,
+    /// The attribute keys of all these rows.
+    pub kinds: Arc<AttributeKinds>,
+}
+
+/// Sizes of a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Memory of unflushed rows, bytes.
+    pub memtable_bytes: u64,
+    /// Unflushed rows.
+    pub memtable_rows: u64,
+    /// Segments that queries read.
+    pub segments: u64,
+    /// Their bytes.
+    pub segment_bytes: u64,
+    /// Their rows.
+    pub segment_rows: u64,
+    /// Segments that are set aside.
+    pub quarantined: u64,
+    /// Bytes of the write-ahead log.
+    pub wal_bytes: u64,
+}
+
+/// The segments of one tenant and table.
+#[derive(Clone, Debug, Default)]
+struct Live {
+    segments: Arc<[Arc<Segment>]>,
+    kinds: Arc<AttributeKinds>,
+}
+
+impl Live {
+    fn of(mut segments: Vec<Arc<Segment>>) -> Self {
+        segments.sort_unstable_by_key(|segment| (segment.meta().seq_min, segment.meta().id));
+        let mut kinds = AttributeKinds::default();
+        for segment in &segments {
+            kinds.merge(segment.kinds());
+        }
+        Self { segments: segments.into(), kinds: Arc::new(kinds) }
+    }
+}
+
+/// A memtable on its way into segments.
+#[derive(Debug)]
+struct Frozen {
+    memtable: Memtable,
+    /// Every entry of the table up to this log record is in here or in a segment.
+    high_water: u64,
+    covered_seq: u64,
+}
+
+/// Everything that readers and writers must see change at once.
+#[derive(Debug)]
+struct State {
+    active: [Memtable; Table::COUNT],
+    frozen: [Option<Arc<Frozen>>; Table::COUNT],
+    live: BTreeMap<(TenantId, Table), Live>,
+    published_seq: u64,
+}
+
+impl State {
+    fn memory_bytes(&self) -> u64 {
+        let frozen = self.frozen.iter().flatten().map(|frozen| frozen.memtable.bytes());
+        self.active.iter().map(Memtable::bytes).chain(frozen).sum()
+    }
+
+    fn memory_rows(&self) -> u64 {
+        let frozen = self.frozen.iter().flatten().map(|frozen| frozen.memtable.rows());
+        self.active.iter().map(Memtable::rows).chain(frozen).sum()
+    }
+
+    /// The first log record that something unflushed came from, not counting one frozen table.
+    fn first_unflushed(&self, except_frozen: Option<Table>) -> u64 {
+        let frozen = self
+            .frozen
+            .iter()
+            .flatten()
+            .map(|frozen| &frozen.memtable)
+            .filter(|memtable| Some(memtable.table()) != except_frozen);
+        self.active
+            .iter()
+            .chain(frozen)
+            .filter_map(|memtable| memtable.seqs().map(|seqs| seqs.0))
+            .min()
+            .unwrap_or(self.published_seq + 1)
+    }
+
+    fn replace(&mut self, key: &(TenantId, Table), remove: &[u64], add: Option<Arc<Segment>>) -> Vec<Arc<Segment>> {
+        let live = self.live.entry(key.clone()).or_default();
+        let (removed, mut kept): (Vec<_>, Vec<_>) =
+            live.segments.iter().map(Arc::clone).partition(|segment| remove.contains(&segment.meta().id));
+        kept.extend(add);
+        *live = Live::of(kept);
+        if live.segments.is_empty() {
+            self.live.remove(key);
+        }
+        removed
+    }
+
+    fn segments(&self) -> impl Iterator<Item = &Arc<Segment>> {
+        self.live.values().flat_map(|live| live.segments.iter())
+    }
+
+    fn find(&self, id: u64) -> Option<Arc<Segment>> {
+        self.segments().find(|segment| segment.meta().id == id).map(Arc::clone)
+    }
+}
+
+/// Wakes a thread before its tick.
+#[derive(Debug, Default)]
+struct Waker {
+    woken: Mutex<bool>,
+    condvar: Condvar,
+}
+
+impl Waker {
+    fn wake(&self) {
+        *lock(&self.woken) = true;
+        self.condvar.notify_all();
+    }
+
+    /// Waits for a wake, at most so long.
+    fn wait(&self, tick: Duration) {
+        let guard = lock(&self.woken);
+        let (mut woken, _) = self
+            .condvar
+            .wait_timeout_while(guard, tick, |woken| !*woken)
+            .unwrap_or_else(PoisonError::into_inner);
+        *woken = false;
+    }
+
+    /// Waits so long, whoever wakes it, unless it is to stop.
+    fn pause(&self, delay: Duration, stop: &AtomicBool) {
+        let guard = lock(&self.woken);
+        drop(
+            self.condvar
+                .wait_timeout_while(guard, delay, |_| !stop.load(Ordering::Acquire))
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+}
+
+/// A lock whose holder panicked is taken all the same: what it guards is changed in steps that
+/// cannot fail.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What decides whether a table is flushed now.
+#[derive(Clone, Copy, Debug)]
+struct FlushFacts {
+    table: Table,
+    /// A flush failed and is to be tried again.
+    frozen: bool,
+    bytes: u64,
+    first_seq: Option<u64>,
+    since: Option<Timestamp>,
+}
+
+/// The tables to flush now, most urgent first.
+fn due(facts: &[FlushFacts], memory_bytes: u64, wal_bytes: u64, now: Timestamp, config: &StoreConfig) -> Vec<Table> {
+    let interval = i64::try_from(config.memtable_flush_interval_ms).unwrap_or(i64::MAX).saturating_mul(1_000_000);
+    let mut due: Vec<Table> = facts
+        .iter()
+        .filter(|fact| {
+            // A clock that was set back must not put a flush off: then the first row seems to
+            // come from the future.
+            let old = fact.since.is_some_and(|since| since > now || since.plus_nanos(interval) <= now);
+            fact.frozen || fact.bytes >= config.memtable_flush_bytes || old
+        })
+        .map(|fact| fact.table)
+        .collect();
+    let filled = facts.iter().filter(|fact| fact.since.is_some());
+    if memory_bytes >= config.memtable_bytes_max / MEMTABLE_PRESSURE.1 * MEMTABLE_PRESSURE.0
+        && let Some(largest) = filled.clone().max_by_key(|fact| fact.bytes)
+        && !due.contains(&largest.table)
+    {
+        due.push(largest.table);
+    }
+    if wal_bytes > config.wal_bytes_max
+        && let Some(oldest) = filled.min_by_key(|fact| fact.first_seq)
+        && !due.contains(&oldest.table)
+    {
+        due.push(oldest.table);
+    }
+    due
+}
+
+/// A store that is open. Dropping it loses nothing: the log has every acknowledged row.
+#[derive(Debug)]
+pub struct Store {
+    config: StoreConfig,
+    metrics: Metrics,
+    recovery: Recovery,
+    flushing: Mutex<Flushing>,
+    wal: Mutex<Wal>,
+    /// Written by a flush around its commit and publication, read by [`Store::ledger`], which adds
+    /// what is persisted to what is in memory.
+    ledger_gate: RwLock<()>,
+    manifest: Mutex<Manifest>,
+    state: Mutex<State>,
+    next_segment_id: AtomicU64,
+    wal_bytes: AtomicU64,
+    quarantined: AtomicU64,
+    flusher: Waker,
+    compactor: Waker,
+    #[cfg(test)]
+    fault: Mutex<Option<Fault>>,
+    /// Last, so that the lock goes after everything that uses the directory.
+    dir: DataDir,
+}
+
+/// What a flush that failed halfway leaves for the next attempt.
+#[derive(Debug, Default)]
+struct Flushing {
+    /// Segments of a frozen memtable that are under their final names. When the answer of the
+    /// commit was lost, the same commit is tried again with the same segments.
+    prepared: [Option<Vec<Arc<Segment>>>; Table::COUNT],
+}
+
+impl Store {
+    /// Opens or creates the store of a data directory: takes its lock, checks the manifest and
+    /// every segment's size and footer, removes files that no manifest lists, replays the log.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the directory is in use, of a later release, or cannot be read. Damage
+    /// in the log or in segments is no error: it is logged, counted, and set aside.
+    pub fn open(config: StoreConfig, progress: &ReplayProgress, metrics: Metrics) -> Result<Arc<Self>, StoreError> {
+        let dir = DataDir::open(&config.data_dir)?;
+        refuse_orphaned_segments(&dir)?;
+        let mut manifest = Manifest::open(&dir.manifest())?;
+        let loaded = manifest.load()?;
+        let mut quarantined = loaded.quarantined.len() as u64;
+
+        let mut live: BTreeMap<(TenantId, Table), Vec<Arc<Segment>>> = BTreeMap::new();
+        for (meta, kinds) in loaded.live {
+            let path = dir.segment_dir(&meta.tenant, meta.table).join(meta.file_name());
+            if let Err(reason) = check_footer(&path, &meta) {
+                tracing::error!(segment = meta.id, path = %path.display(), reason, rows = meta.rows, "segment is damaged and set aside");
+                manifest.quarantine(meta.id, &reason)?;
+                set_aside(&dir, &meta);
+                quarantined += 1;
+                continue;
+            }
+            live.entry((meta.tenant.clone(), meta.table)).or_default().push(Segment::new(meta, kinds, path));
+        }
+        // A crash between the manifest and the move leaves these where they were.
+        for meta in &loaded.quarantined {
+            set_aside(&dir, meta);
+        }
+        let listed: HashSet<PathBuf> = live.values().flatten().map(|segment| segment.path().to_owned()).collect();
+        metrics.orphans_removed.inc_by(remove_orphans(&dir, &listed)?);
+
+        let mut state = State {
+            active: Table::ALL.map(Memtable::new),
+            frozen: [const { None }; Table::COUNT],
+            live: live.into_iter().map(|(key, segments)| (key, Live::of(segments))).collect(),
+            published_seq: 0,
+        };
+        let mut replay = Replay {
+            state: &mut state,
+            high_water: loaded.high_water,
+            now: config.clock.now(),
+            quarantine: dir.quarantine(),
+            undecodable: 0,
+        };
+        let mut options = WalOptions::new(dir.wal());
+        options.segment_bytes_max = config.wal_segment_bytes_max;
+        options.min_free_bytes = config.wal_min_free_bytes;
+        options.covered_seq = Some(loaded.covered_seq).filter(|seq| *seq > 0);
+        let (mut wal, mut recovery) =
+            Wal::open(options.clone(), &progress.log, &mut |record| replay.visit(record))?;
+        let highest = loaded.high_water.into_iter().max().unwrap_or(0);
+        if wal.next_seq() <= highest {
+            // The log is gone, or is another's: numbers up to a high-water mark would be taken for
+            // rows that are in segments.
+            tracing::error!(next_seq = wal.next_seq(), highest, "the write-ahead log is behind the manifest");
+            drop(wal);
+            options.covered_seq = Some(highest);
+            (wal, recovery) = Wal::open(options, &progress.log, &mut |_| Ok(()))?;
+        }
+        metrics.wal_records_undecodable.inc_by(replay.undecodable);
+        state.published_seq = wal.next_seq() - 1;
+        report(&recovery, &metrics);
+
+        let store = Arc::new(Self {
+            flushing: Mutex::default(),
+            wal_bytes: AtomicU64::new(wal.bytes()),
+            wal: Mutex::new(wal),
+            ledger_gate: RwLock::new(()),
+            manifest: Mutex::new(manifest),
+            state: Mutex::new(state),
+            next_segment_id: AtomicU64::new(loaded.next_segment_id),
+            quarantined: AtomicU64::new(quarantined),
+            flusher: Waker::default(),
+            compactor: Waker::default(),
+            #[cfg(test)]
+            fault: Mutex::new(None),
+            config,
+            metrics,
+            recovery,
+            dir,
+        });
+        store.show(&store.stats());
+        store.show_wal(&lock(&store.wal));
+        progress.done.store(true, Ordering::Release);
+        Ok(store)
+    }
+
+    /// What the start found in the log. Health is degraded unless it is clean.
+    #[must_use]
+    pub const fn recovery(&self) -> &Recovery {
+        &self.recovery
+    }
+
+    /// Appends a group, syncs it, and makes it visible: all of it or nothing. One thread calls this.
+    ///
+    /// # Errors
+    /// Retryable ones leave no trace of the group, neither in memory nor in a later replay. A fatal
+    /// one means that nothing may be acknowledged any more.
+    pub fn append_group(&self, entries: Vec<Entry>) -> Result<(), StoreError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let mut sizes = Vec::with_capacity(entries.len());
+        for entry in &entries {
+            let table = entry.meta.table;
+            if entry.batch.as_ref().is_some_and(|batch| batch.schema_ref() != &schema(table)) {
+                return Err(StoreError::SchemaMismatch { table: table.name() });
+            }
+            sizes.push(entry.batch.as_ref().map_or(0, batch_bytes));
+        }
+        let group_bytes: u64 = sizes.iter().sum();
+        let memory_bytes = lock(&self.state).memory_bytes();
+        let max = self.config.memtable_bytes_max;
+        if memory_bytes > 0 && memory_bytes.saturating_add(group_bytes) > max {
+            self.flusher.wake();
+            self.metrics.refused.get_or_create(&[("reason", "memory_full")]).inc();
+            return Err(StoreError::MemoryFull { bytes: memory_bytes, max });
+        }
+
+        let head = group_head(entries.iter().map(|entry| entry.encoded.len()));
+        let mut parts: Vec<&[u8]> = Vec::with_capacity(entries.len() + 1);
+        parts.push(&head);
+        parts.extend(entries.iter().map(|entry| entry.encoded.as_slice()));
+        let encoded_bytes: usize = parts.iter().map(|part| part.len()).sum();
+        let started = Instant::now();
+        // Held until the group is published, so that groups are published in their order.
+        let mut wal = lock(&self.wal);
+        let committed = wal.append(GROUP_KIND, &parts).and_then(|seq| wal.sync().map(|_| seq));
+        let seq = committed.inspect_err(|error| {
+            let reason = if error.is_retryable() { "disk_full" } else { "log_failed" };
+            self.metrics.refused.get_or_create(&[("reason", reason)]).inc();
+        })?;
+        self.metrics.wal_commit_seconds.observe(started.elapsed().as_secs_f64());
+        #[expect(clippy::cast_precision_loss, reason = "a histogram's buckets are coarse")]
+        {
+            self.metrics.wal_group_entries.observe(entries.len() as f64);
+            self.metrics.wal_group_bytes.observe(encoded_bytes as f64);
+        }
+
+        let now = self.config.clock.now();
+        let mut state = lock(&self.state);
+        state.published_seq = seq;
+        for (entry, bytes) in entries.into_iter().zip(sizes) {
+            let batch = entry.batch.map(|batch| (batch, bytes));
+            state.active[entry.meta.table.index()].add(seq, entry.meta, batch, now);
+        }
+        let full = state.active.iter().any(|memtable| memtable.bytes() >= self.config.memtable_flush_bytes);
+        let memory_bytes = state.memory_bytes();
+        self.metrics.memtable_bytes.set(gauge(memory_bytes));
+        self.metrics.memtable_rows.set(gauge(state.memory_rows()));
+        drop(state);
+        self.show_wal(&wal);
+        let wal_full = wal.bytes() > self.config.wal_bytes_max;
+        drop(wal);
+        if full || wal_full || memory_bytes >= max / MEMTABLE_PRESSURE.1 * MEMTABLE_PRESSURE.0 {
+            self.flusher.wake();
+        }
+        Ok(())
+    }
+
+    /// What a tenant's queries see now.
+    #[must_use]
+    pub fn snapshot(&self, tenant: &TenantId) -> Snapshot {
+        let parts = {
+            let state = lock(&self.state);
+            Table::ALL.map(|table| {
+                let live = state.live.get(&(tenant.clone(), table)).cloned().unwrap_or_default();
+                let frozen = state.frozen[table.index()].as_ref().map(|frozen| &frozen.memtable);
+                let memory: Vec<_> = frozen
+                    .into_iter()
+                    .chain([&state.active[table.index()]])
+                    .filter_map(|memtable| memtable.tenants().get(tenant))
+                    .map(|rows| (rows.batches().to_vec(), Arc::clone(rows.kinds())))
+                    .collect();
+                (live, memory)
+            })
+        };
+        let tables = parts.map(|(live, memory)| {
+            let mut kinds = live.kinds;
+            for (_, of_memory) in &memory {
+                if kinds.is_empty() {
+                    kinds = Arc::clone(of_memory);
+                } else if !kinds.covers(of_memory) {
+                    Arc::make_mut(&mut kinds).merge(of_memory);
+                }
+            }
+            let memory = memory.iter().flat_map(|(batches, _)| batches).map(|batch| (**batch).clone()).collect();
+            TableSnapshot { segments: live.segments, memory, kinds }
+        });
+        Snapshot { tenant: tenant.clone(), tables }
+    }
+
+    /// Tenants that have rows or counts, in order.
+    ///
+    /// # Errors
+    /// When the manifest cannot be read.
+    pub fn tenants(&self) -> Result<Vec<TenantId>, StoreError> {
+        let mut tenants: BTreeSet<TenantId> = {
+            let state = lock(&self.state);
+            let frozen = state.frozen.iter().flatten().map(|frozen| &frozen.memtable);
+            let memory = state.active.iter().chain(frozen);
+            let counted = memory.flat_map(|memtable| memtable.ledger().map(|(tenant, _)| tenant.clone()));
+            counted.chain(state.live.keys().map(|(tenant, _)| tenant.clone())).collect()
+        };
+        let persisted = lock(&self.manifest).ledger_tenants()?;
+        tenants.extend(persisted.iter().filter_map(|name| TenantId::new(name).ok()));
+        Ok(tenants.into_iter().collect())
+    }
+
+    /// The ledger of a tenant: every acknowledged item exactly once, by minute, signal and reason.
+    ///
+    /// # Errors
+    /// When the manifest cannot be read.
+    pub fn ledger(&self, tenant: &TenantId) -> Result<Vec<LedgerLine>, StoreError> {
+        let mut sums: BTreeMap<_, u64> = BTreeMap::new();
+        let mut add = |line: LedgerLine| {
+            *sums.entry((line.minute, line.signal, line.reason)).or_default() += line.items;
+        };
+        // Between the commit of a flush and its publication its counts are in both places.
+        let gate = self.ledger_gate.read().unwrap_or_else(PoisonError::into_inner);
+        lock(&self.manifest).ledger(tenant)?.into_iter().for_each(&mut add);
+        let state = lock(&self.state);
+        let frozen = state.frozen.iter().flatten().map(|frozen| &frozen.memtable);
+        for memtable in state.active.iter().chain(frozen) {
+            memtable.ledger().filter(|(owner, _)| *owner == tenant).for_each(|(_, line)| add(line));
+        }
+        drop(state);
+        drop(gate);
+        Ok(sums
+            .into_iter()
+            .map(|((minute, signal, reason), items)| LedgerLine { minute, signal, reason, items })
+            .collect())
+    }
+
+    /// Whether a segment's file is what was written. Reads all of it.
+    #[must_use]
+    pub fn verify(&self, segment: &Segment) -> bool {
+        match checksum(segment.path()) {
+            Ok(found) => found == segment.meta().checksum,
+            Err(error) => {
+                tracing::warn!(path = %segment.path().display(), %error, "cannot read a segment to verify it");
+                false
+            }
+        }
+    }
+
+    /// Sets a segment aside: queries do not read it any more, its file moves to `quarantine/`.
+    /// Returns whether it was read until now; a second call changes nothing.
+    ///
+    /// # Errors
+    /// When the manifest cannot be written; the segment is read further then.
+    pub fn quarantine(&self, segment_id: u64, why: &str) -> Result<bool, StoreError> {
+        let mut manifest = lock(&self.manifest);
+        let Some(segment) = lock(&self.state).find(segment_id) else { return Ok(false) };
+        manifest.quarantine(segment_id, why)?;
+        let meta = segment.meta();
+        lock(&self.state).replace(&(meta.tenant.clone(), meta.table), &[segment_id], None);
+        drop(manifest);
+        tracing::error!(segment = segment_id, path = %segment.path().display(), reason = why, rows = meta.rows, "segment is set aside");
+        set_aside(&self.dir, meta);
+        self.quarantined.fetch_add(1, Ordering::Relaxed);
+        self.show(&self.stats());
+        Ok(true)
+    }
+
+    /// Sizes.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let state = lock(&self.state);
+        let mut stats = Stats {
+            memtable_bytes: state.memory_bytes(),
+            memtable_rows: state.memory_rows(),
+            quarantined: self.quarantined.load(Ordering::Relaxed),
+            wal_bytes: self.wal_bytes.load(Ordering::Relaxed),
+            ..Stats::default()
+        };
+        for segment in state.segments() {
+            stats.segments += 1;
+            stats.segment_bytes += segment.meta().bytes;
+            stats.segment_rows += segment.meta().rows;
+        }
+        stats
+    }
+
+    /// What is known of every segment that queries read.
+    #[must_use]
+    pub fn segments(&self) -> Vec<SegmentMeta> {
+        lock(&self.state).segments().map(|segment| segment.meta().clone()).collect()
+    }
+
+    /// Flushes, merges and expires until `stop` is set and [`Store::wake`] is called. A plain
+    /// thread's body; it starts one more thread for merges and ends it.
+    pub fn maintain(&self, stop: &AtomicBool) {
+        std::thread::scope(|scope| {
+            let compactor = std::thread::Builder::new()
+                .name("store-compactor".to_owned())
+                .spawn_scoped(scope, || self.compact_until(stop));
+            if let Err(error) = compactor {
+                tracing::error!(%error, "cannot start the compactor; segments are not merged and not expired");
+            }
+            self.flush_until(stop);
+        });
+    }
+
+    /// Makes [`Store::maintain`] look at once, at its `stop` too.
+    pub fn wake(&self) {
+        self.flusher.wake();
+        self.compactor.wake();
+    }
+
+    fn flush_until(&self, stop: &AtomicBool) {
+        let mut delay = RETRY_DELAY_MIN;
+        while !stop.load(Ordering::Acquire) {
+            let mut failed = false;
+            for table in self.due() {
+                if let Err(error) = self.flush(table) {
+                    tracing::error!(%table, %error, retry_in_ms = delay.as_millis(), "flush failed; its rows stay in memory and in the log");
+                    failed = true;
+                }
+            }
+            if failed {
+                self.flusher.pause(delay, stop);
+                delay = (delay * 2).min(RETRY_DELAY_MAX);
+            } else {
+                delay = RETRY_DELAY_MIN;
+                self.flusher.wait(FLUSH_TICK);
+            }
+        }
+    }
+
+    fn compact_until(&self, stop: &AtomicBool) {
+        // On Linux this is the thread's own, not the process's.
+        if let Err(error) = rustix::process::setpriority_process(None, COMPACTOR_NICE) {
+            tracing::debug!(%error, "cannot lower the compactor's priority");
+        }
+        let mut delay = RETRY_DELAY_MIN;
+        while !stop.load(Ordering::Acquire) {
+            let outcome = self.expire().and_then(|_| self.compact_once());
+            match outcome {
+                Ok(true) => delay = RETRY_DELAY_MIN,
+                Ok(false) => {
+                    delay = RETRY_DELAY_MIN;
+                    self.compactor.wait(COMPACT_TICK);
+                }
+                Err(error) => {
+                    tracing::error!(%error, retry_in_ms = delay.as_millis(), "compaction or retention failed");
+                    self.compactor.pause(delay, stop);
+                    delay = (delay * 2).min(RETRY_DELAY_MAX);
+                }
+            }
+        }
+    }
+
+    fn due(&self) -> Vec<Table> {
+        let state = lock(&self.state);
+        let facts = Table::ALL.map(|table| {
+            let active = &state.active[table.index()];
+            FlushFacts {
+                table,
+                frozen: state.frozen[table.index()].is_some(),
+                bytes: active.bytes(),
+                first_seq: active.seqs().map(|seqs| seqs.0),
+                since: active.since(),
+            }
+        });
+        let memory_bytes = state.memory_bytes();
+        drop(state);
+        let wal_bytes = self.wal_bytes.load(Ordering::Relaxed);
+        due(&facts, memory_bytes, wal_bytes, self.config.clock.now(), &self.config)
+    }
+
+    /// Flushes every table, for a shutdown that wants a quick start afterwards. Tries all, and
+    /// returns the first error.
+    ///
+    /// # Errors
+    /// As a flush: the rows stay in memory and in the log.
+    pub fn flush_all(&self) -> Result<(), StoreError> {
+        let mut outcome = Ok(());
+        for table in Table::ALL {
+            // The second round takes what came while a failed attempt was frozen.
+            for _ in 0..2 {
+                outcome = outcome.and(self.flush(table));
+            }
+        }
+        outcome
+    }
+
+    /// Flushes one table: what is unflushed becomes segments, one per tenant, in one transaction.
+    fn flush(&self, table: Table) -> Result<(), StoreError> {
+        let mut flushing = lock(&self.flushing);
+        let Some(frozen) = self.freeze(table) else { return Ok(()) };
+        let started = Instant::now();
+        let prepared = &mut flushing.prepared[table.index()];
+        let outcome = self.flush_frozen(table, &frozen, prepared);
+        if outcome.is_err() {
+            self.metrics.flush_failures.inc();
+        } else {
+            self.metrics.flushes.get_or_create(&[("table", table.name())]).inc();
+            self.metrics.flush_seconds.observe(started.elapsed().as_secs_f64());
+        }
+        outcome
+    }
+
+    fn freeze(&self, table: Table) -> Option<Arc<Frozen>> {
+        let mut state = lock(&self.state);
+        if let Some(frozen) = &state.frozen[table.index()] {
+            return Some(Arc::clone(frozen));
+        }
+        if state.active[table.index()].is_empty() {
+            return None;
+        }
+        let memtable = std::mem::replace(&mut state.active[table.index()], Memtable::new(table));
+        let high_water = state.published_seq;
+        let covered_seq = state.first_unflushed(Some(table)) - 1;
+        let frozen = Arc::new(Frozen { memtable, high_water, covered_seq });
+        state.frozen[table.index()] = Some(Arc::clone(&frozen));
+        Some(frozen)
+    }
+
+    fn flush_frozen(
+        &self,
+        table: Table,
+        frozen: &Frozen,
+        prepared: &mut Option<Vec<Arc<Segment>>>,
+    ) -> Result<(), StoreError> {
+        if prepared.is_none() {
+            *prepared = Some(self.write_segments(table, &frozen.memtable)?);
+        }
+        let segments = prepared.as_deref().unwrap_or_default();
+        self.reach(Step::AfterRenameBeforeManifest)?;
+        let commit = FlushCommit {
+            table,
+            segments: segments.iter().map(|segment| (segment.meta(), segment.kinds())).collect(),
+            ledger: frozen.memtable.ledger().collect(),
+            high_water: frozen.high_water,
+            covered_seq: frozen.covered_seq,
+        };
+        {
+            let _gate = self.ledger_gate.write().unwrap_or_else(PoisonError::into_inner);
+            let mut manifest = lock(&self.manifest);
+            manifest.commit_flush(&commit)?;
+            self.reach(Step::AfterManifestBeforePublish)?;
+            let mut state = lock(&self.state);
+            for segment in segments {
+                let key = (segment.meta().tenant.clone(), table);
+                state.replace(&key, &[], Some(Arc::clone(segment)));
+            }
+            state.frozen[table.index()] = None;
+        }
+        drop(commit);
+        *prepared = None;
+        self.show(&self.stats());
+        self.compactor.wake();
+        self.reach(Step::AfterPublishBeforeWalTruncate)?;
+        let first_unflushed = lock(&self.state).first_unflushed(None);
+        let mut wal = lock(&self.wal);
+        if let Err(error) = wal.truncate_below(first_unflushed) {
+            // The flush is done all the same; the next one truncates as well.
+            tracing::error!(%error, "cannot truncate the write-ahead log");
+        }
+        self.show_wal(&wal);
+        Ok(())
+    }
+
+    /// Writes a memtable's rows, one segment per tenant, under their final names and durably.
+    fn write_segments(&self, table: Table, memtable: &Memtable) -> Result<Vec<Arc<Segment>>, StoreError> {
+        let now = self.config.clock.now();
+        let (seq_min, seq_max) = memtable.seqs().expect("an empty memtable is not frozen");
+        let mut segments: Vec<Arc<Segment>> = Vec::new();
+        for (tenant, rows) in memtable.tenants() {
+            let place = SegmentPlace { tenant, table, seqs: (seq_min, seq_max), level: 0, created_at: now };
+            let outcome = self.write_new(&place, Step::AfterParquetWriteBeforeRename, |path| {
+                let sorted = sort_batches(table, rows.batches().iter().map(|batch| &**batch))?;
+                // The dictionaries are joined here, so keys are found as exactly as they can be.
+                let mut collector = KindsCollector::default();
+                collector.add(&sorted);
+                let mut writer = SegmentWriter::create(path, table, tenant, Packing::FLUSH)?;
+                writer.write(&sorted)?;
+                Ok((writer.finish()?, collector.into_kinds()))
+            });
+            match outcome {
+                Ok(segment) => segments.push(segment),
+                Err(error) => {
+                    if !error.is_stop() {
+                        // Nothing lists them; the next attempt writes new ones.
+                        segments.iter().for_each(|segment| segment.make_obsolete());
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(segments)
+    }
+
+    /// Writes one new segment through a temporary name.
+    fn write_new(
+        &self,
+        place: &SegmentPlace<'_>,
+        before_rename: Step,
+        write: impl FnOnce(&Path) -> Result<(crate::segment::Written, AttributeKinds), StoreError>,
+    ) -> Result<Arc<Segment>, StoreError> {
+        let dir = self.dir.segment_dir(place.tenant, place.table);
+        create_dir_durably(&dir)?;
+        let id = self.next_segment_id.fetch_add(1, Ordering::Relaxed);
+        let path = dir.join(file_name(id));
+        let temporary = path.with_extension(TEMPORARY_EXTENSION);
+        let named = write(&temporary).and_then(|written| {
+            self.reach(before_rename)?;
+            std::fs::rename(&temporary, &path).map_err(StoreError::io("rename", &temporary))?;
+            sync_dir(&dir)?;
+            Ok(written)
+        });
+        let (written, kinds) = match named {
+            Ok(written) => written,
+            Err(error) => {
+                if !error.is_stop() {
+                    remove_quietly(&temporary);
+                    remove_quietly(&path);
+                }
+                return Err(error);
+            }
+        };
+        let meta = SegmentMeta {
+            id,
+            tenant: place.tenant.clone(),
+            table: place.table,
+            format_version: FORMAT_VERSION,
+            rows: written.rows,
+            bytes: written.bytes,
+            min_time: written.min_time,
+            max_time: written.max_time,
+            seq_min: place.seqs.0,
+            seq_max: place.seqs.1,
+            level: place.level,
+            created_at: place.created_at,
+            checksum: written.checksum,
+        };
+        Ok(Segment::new(meta, kinds, path))
+    }
+
+    /// Merges the most worthwhile segments, if any are; returns whether it did.
+    ///
+    /// # Errors
+    /// The inputs stay as they are. An input that cannot be read and whose checksum is wrong is
+    /// set aside first.
+    pub fn compact_once(&self) -> Result<bool, StoreError> {
+        let segments = self.segments();
+        let plan = compaction::plan(&segments, self.config.clock.now(), &self.config.compaction);
+        let Some(merge) = plan.first() else { return Ok(false) };
+        let inputs: Vec<Arc<Segment>> = {
+            let state = lock(&self.state);
+            merge.inputs.iter().filter_map(|id| state.find(*id)).collect()
+        };
+        if inputs.len() != merge.inputs.len() {
+            // One went in the meantime; plan again.
+            return Ok(true);
+        }
+        let bytes: u64 = inputs.iter().map(|segment| segment.meta().bytes).sum();
+        let free = self.dir.free_bytes();
+        if free.saturating_sub(self.config.wal_min_free_bytes) < bytes {
+            // What is free is the log's: a merge can wait.
+            tracing::warn!(free, needed = bytes, "no room to merge segments");
+            return Ok(false);
+        }
+        let started = Instant::now();
+        let outcome = self.compact(&inputs);
+        match outcome {
+            Ok(rows) => {
+                self.metrics.compactions.inc();
+                self.metrics.compacted_rows.inc_by(rows);
+                self.metrics.compaction_seconds.observe(started.elapsed().as_secs_f64());
+                Ok(true)
+            }
+            Err(error) => {
+                self.metrics.compaction_failures.inc();
+                Err(error)
+            }
+        }
+    }
+
+    fn compact(&self, inputs: &[Arc<Segment>]) -> Result<u64, StoreError> {
+        let metas = || inputs.iter().map(|segment| segment.meta());
+        let first = inputs[0].meta();
+        let key = (first.tenant.clone(), first.table);
+        let ids: Vec<u64> = metas().map(|meta| meta.id).collect();
+        let place = SegmentPlace {
+            tenant: &first.tenant,
+            table: first.table,
+            seqs: (
+                metas().map(|meta| meta.seq_min).min().unwrap_or(first.seq_min),
+                metas().map(|meta| meta.seq_max).max().unwrap_or(first.seq_max),
+            ),
+            level: metas().map(|meta| meta.level).max().unwrap_or(0).saturating_add(1),
+            created_at: metas().map(|meta| meta.created_at).max().unwrap_or(first.created_at),
+        };
+        let mut kinds = AttributeKinds::default();
+        for segment in inputs {
+            kinds.merge(segment.kinds());
+        }
+        let mut unreadable = None;
+        let output = self.write_new(&place, Step::CompactionBeforeCommit, |path| {
+            let written = compaction::merge(inputs, path).map_err(|error| match error {
+                MergeError::Input(input, error) => {
+                    unreadable = Some(input);
+                    error
+                }
+                MergeError::Output(error) => error,
+            })?;
+            let rows: u64 = metas().map(|meta| meta.rows).sum();
+            if written.rows == rows {
+                Ok((written, kinds))
+            } else {
+                let reason = format!("a merge of {rows} rows gave {}", written.rows);
+                Err(StoreError::arrow("merge segments")(arrow::error::ArrowError::ComputeError(reason)))
+            }
+        });
+        let output = match output {
+            Ok(output) => output,
+            Err(error) => {
+                if let Some(segment) = unreadable.map(|input| &inputs[input])
+                    && !self.verify(segment)
+                {
+                    self.quarantine(segment.meta().id, &error.to_string())?;
+                }
+                return Err(error);
+            }
+        };
+
+        let mut manifest = lock(&self.manifest);
+        let committed = match manifest.commit_merge((output.meta(), output.kinds()), &ids) {
+            Ok(committed) => committed,
+            // The answer may be lost and the commit done all the same.
+            Err(error) => match manifest.lists(output.meta().id) {
+                Ok(true) => true,
+                Ok(false) => {
+                    output.make_obsolete();
+                    return Err(error);
+                }
+                // Unknown: keep both; the next start knows.
+                Err(_) => return Err(error),
+            },
+        };
+        if !committed {
+            output.make_obsolete();
+            return Ok(0);
+        }
+        self.reach(Step::CompactionAfterCommit)?;
+        let rows = output.meta().rows;
+        let replaced = lock(&self.state).replace(&key, &ids, Some(output));
+        drop(manifest);
+        replaced.iter().for_each(|segment| segment.make_obsolete());
+        drop(replaced);
+        self.show(&self.stats());
+        Ok(rows)
+    }
+
+    /// Removes segments and ledger lines that are past their retention; returns how many segments.
+    ///
+    /// # Errors
+    /// When the manifest cannot be written; nothing is removed then.
+    pub fn expire(&self) -> Result<usize, StoreError> {
+        let now = self.config.clock.now();
+        let ids = retention::expired(&self.segments(), now, &self.config);
+        let mut manifest = lock(&self.manifest);
+        manifest.expire_ledger(now.plus_nanos(self.config.ledger_retention_ns.saturating_neg()))?;
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        manifest.remove(&ids)?;
+        let mut state = lock(&self.state);
+        let mut removed = Vec::with_capacity(ids.len());
+        for segment in ids.iter().filter_map(|id| state.find(*id)).collect::<Vec<_>>() {
+            let key = (segment.meta().tenant.clone(), segment.meta().table);
+            removed.extend(state.replace(&key, &[segment.meta().id], None));
+        }
+        drop(state);
+        drop(manifest);
+        removed.iter().for_each(|segment| segment.make_obsolete());
+        self.metrics.segments_expired.inc_by(removed.len() as u64);
+        tracing::info!(segments = removed.len(), "segments are past their retention");
+        let count = removed.len();
+        drop(removed);
+        self.show(&self.stats());
+        Ok(count)
+    }
+
+    /// Makes sure that everything appended is durable. It always is; this says so at a shutdown
+    /// that does not flush.
+    ///
+    /// # Errors
+    /// As [`Store::append_group`]'s fatal ones.
+    pub fn close(&self) -> Result<(), StoreError> {
+        lock(&self.wal).sync()?;
+        Ok(())
+    }
+
+    fn show(&self, stats: &Stats) {
+        self.metrics.memtable_bytes.set(gauge(stats.memtable_bytes));
+        self.metrics.memtable_rows.set(gauge(stats.memtable_rows));
+        self.metrics.segment_bytes.set(gauge(stats.segment_bytes));
+        self.metrics.segments_quarantined.set(gauge(stats.quarantined));
+        let mut counts = [0; Table::COUNT];
+        for segment in lock(&self.state).segments() {
+            counts[segment.meta().table.index()] += 1;
+        }
+        for table in Table::ALL {
+            self.metrics.segments.get_or_create(&[("table", table.name())]).set(counts[table.index()]);
+        }
+    }
+
+    fn show_wal(&self, wal: &Wal) {
+        self.wal_bytes.store(wal.bytes(), Ordering::Relaxed);
+        self.metrics.wal_bytes.set(gauge(wal.bytes()));
+        self.metrics.wal_segments.set(gauge(wal.segments()));
+    }
+
+    /// A place where the process may die: what is on disk here must open again.
+    fn reach(&self, step: Step) -> Result<(), StoreError> {
+        match step {
+            Step::AfterParquetWriteBeforeRename => fail::fail_point!("store_after_parquet_write_before_rename"),
+            Step::AfterRenameBeforeManifest => fail::fail_point!("store_after_rename_before_manifest"),
+            Step::AfterManifestBeforePublish => fail::fail_point!("store_after_manifest_before_publish"),
+            Step::AfterPublishBeforeWalTruncate => fail::fail_point!("store_after_publish_before_wal_truncate"),
+            Step::CompactionBeforeCommit => fail::fail_point!("store_compaction_before_commit"),
+            Step::CompactionAfterCommit => fail::fail_point!("store_compaction_after_commit"),
+        }
+        #[cfg(test)]
+        match *lock(&self.fault) {
+            Some(Fault::Stop(at)) if at == step => return Err(StoreError::Stopped { step }),
+            Some(Fault::DiskFull(at)) if at == step => {
+                return Err(StoreError::io("write", self.dir.segments().as_path())(rustix::io::Errno::NOSPC.into()));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Whose segment is written, and what is known of it before.
+struct SegmentPlace<'a> {
+    tenant: &'a TenantId,
+    table: Table,
+    seqs: (u64, u64),
+    level: u32,
+    created_at: Timestamp,
+}
+
+/// Rebuilds memtables from the log.
+struct Replay<'a> {
+    state: &'a mut State,
+    high_water: [u64; Table::COUNT],
+    now: Timestamp,
+    quarantine: PathBuf,
+    undecodable: u64,
+}
+
+impl Replay<'_> {
+    /// Takes one record. Only a format of a later release ends the start; a record that makes no
+    /// sense though its checksum is right is set aside.
+    fn visit(&mut self, record: Record<'_>) -> Result<(), wal::VisitError> {
+        if record.kind != GROUP_KIND {
+            return Err(Box::new(RecordError::NewerVersion {
+                what: "record kind",
+                found: u32::from(record.kind),
+                supported: u32::from(GROUP_KIND),
+            }));
+        }
+        let entries = match group_entries(record.payload) {
+            Ok(entries) => entries,
+            Err(error) => {
+                self.set_aside(record, &error);
+                return Ok(());
+            }
+        };
+        let mut damaged = None;
+        for bytes in entries {
+            match decode_if(bytes, |table| record.seq > self.high_water[table.index()]) {
+                Ok(None) => {}
+                Ok(Some((meta, batch))) => {
+                    let batch = batch.map(|batch| {
+                        let bytes = batch_bytes(&batch);
+                        (batch, bytes)
+                    });
+                    self.state.active[meta.table.index()].add(record.seq, meta, batch, self.now);
+                }
+                Err(error @ RecordError::NewerVersion { .. }) => return Err(Box::new(error)),
+                Err(error) => damaged = Some(error),
+            }
+        }
+        if let Some(error) = damaged {
+            self.set_aside(record, &error);
+        }
+        Ok(())
+    }
+
+    fn set_aside(&mut self, record: Record<'_>, error: &RecordError) {
+        self.undecodable += 1;
+        let path = self.quarantine.join(format!("wal-record-{}.bin", record.seq));
+        tracing::error!(seq = record.seq, %error, copy = %path.display(), "a log record makes no sense and is set aside");
+        if let Err(error) = std::fs::write(&path, record.payload) {
+            tracing::error!(path = %path.display(), %error, "cannot keep a copy of the record");
+        }
+    }
+}
+
+fn report(recovery: &Recovery, metrics: &Metrics) {
+    metrics.wal_records_lost.inc_by(recovery.records_lost);
+    metrics.wal_torn_bytes.inc_by(recovery.torn_bytes);
+    for damage in &recovery.damages {
+        metrics.wal_damages.get_or_create(&[("kind", damage.what.as_str())]).inc();
+        tracing::error!(%damage, "the write-ahead log is damaged");
+    }
+    if !recovery.is_clean() {
+        tracing::error!(
+            records_lost = recovery.records_lost,
+            records_lost_durable = recovery.records_lost_durable,
+            damages = recovery.damages_total,
+            "records of the write-ahead log are lost"
+        );
+    }
+}
+
+/// Files in all `segments/<tenant>/<table>/` folders.
+fn segment_files(dir: &DataDir) -> Result<Vec<PathBuf>, StoreError> {
+    let mut level = vec![dir.segments()];
+    for depth in 0..3 {
+        let mut next = Vec::new();
+        for folder in level {
+            let entries = std::fs::read_dir(&folder).map_err(StoreError::io("list", &folder))?;
+            for entry in entries {
+                let entry = entry.map_err(StoreError::io("list", &folder))?;
+                let kind = entry.file_type().map_err(StoreError::io("list", &folder))?;
+                if if depth < 2 { kind.is_dir() } else { kind.is_file() } {
+                    next.push(entry.path());
+                }
+            }
+        }
+        level = next;
+    }
+    Ok(level)
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found == extension)
+}
+
+/// A new manifest beside old segments would remove them all as orphans.
+fn refuse_orphaned_segments(dir: &DataDir) -> Result<(), StoreError> {
+    let manifest = dir.manifest();
+    if manifest.exists() || !segment_files(dir)?.iter().any(|path| has_extension(path, SEGMENT_EXTENSION)) {
+        return Ok(());
+    }
+    Err(StoreError::ManifestMissing { manifest, segments: dir.segments() })
+}
+
+/// Removes what a crash left: files that were never committed, and those that were replaced.
+fn remove_orphans(dir: &DataDir, listed: &HashSet<PathBuf>) -> Result<u64, StoreError> {
+    let mut removed = 0;
+    for path in segment_files(dir)? {
+        if listed.contains(&path) {
+            continue;
+        }
+        if !has_extension(&path, SEGMENT_EXTENSION) && !has_extension(&path, TEMPORARY_EXTENSION) {
+            tracing::warn!(path = %path.display(), "a file among the segments is none of ours and stays");
+            continue;
+        }
+        tracing::info!(path = %path.display(), "removing a segment that was not committed or was replaced");
+        std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+        removed += 1;
+    }
+    Ok(removed)
+}
+
+/// Moves a segment's file to `quarantine/`, if it is there.
+fn set_aside(dir: &DataDir, meta: &SegmentMeta) {
+    let from = dir.segment_dir(&meta.tenant, meta.table).join(meta.file_name());
+    let to = dir.quarantine().join(format!("{}-{}-{}", meta.tenant, meta.table, meta.file_name()));
+    match std::fs::rename(&from, &to) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => tracing::error!(path = %from.display(), %error, "cannot move a segment to the quarantine"),
+    }
+}
+
+fn remove_quietly(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::debug!(path = %path.display(), %error, "cannot remove an unfinished segment; the next start does");
+    }
+}
+
+/// The sum of a ledger's lines: what was stored, and what was rejected by reason.
+#[must_use]
+pub fn ledger_total(lines: &[LedgerLine]) -> LedgerDelta {
+    let mut total = LedgerDelta::default();
+    for line in lines {
+        match line.reason {
+            None => total.stored += line.items,
+            Some(reason) => *total.rejected.entry(reason).or_default() += line.items,
+        }
+    }
+    total
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;
