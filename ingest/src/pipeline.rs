@@ -350,7 +350,7 @@ fn entries(tenants: BTreeMap<TenantId, Gathered>, now: Timestamp) -> Result<Vec<
     let minute = now.floor_minute().0;
     let mut entries = Vec::new();
     for (tenant, mut gathered) in tenants {
-        let mut meta = |table: Table, deltas: &mut BTreeMap<Signal, LedgerDelta>| LogEntryMeta {
+        let meta = |table: Table, deltas: &mut BTreeMap<Signal, LedgerDelta>| LogEntryMeta {
             tenant: tenant.clone(),
             table,
             minute,

@@ -204,10 +204,7 @@ impl Payload {
     ) -> Result<Self, Refusal> {
         let claimed = match claimed {
             Some(length) => Some(
-                usize::try_from(length)
-                    .ok()
-                    .filter(|length| *length <= limit)
-                    .ok_or(Refusal::TooLarge { limit })?,
+                usize::try_from(length).ok().filter(|length| *length <= limit).ok_or(Refusal::TooLarge { limit })?,
             ),
             None => None,
         };

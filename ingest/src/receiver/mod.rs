@@ -130,6 +130,10 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much of it is read, bytes: twice the default limit of a request.
 const DISCARD_BYTES_MAX: usize = 128 << 20;
 
+/// How long a connection without a request may take to close on shutdown; one that has not even
+/// begun to speak HTTP/2 cannot be told.
+const CLOSING_GRACE: Duration = Duration::from_secs(1);
+
 /// Pause after a failed accept: it fails when file descriptors run out, and they come back in time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -158,8 +162,7 @@ impl<E: Export, A: Authenticate> Receiver<E, A> {
     }
 
     fn authenticate(&self, headers: &HeaderMap) -> Result<TenantId, Refusal> {
-        let authorization =
-            headers.get(::http::header::AUTHORIZATION).map(|value| value.to_str().unwrap_or_default());
+        let authorization = headers.get(::http::header::AUTHORIZATION).map(|value| value.to_str().unwrap_or_default());
         self.0.auth.tenant(authorization).map_err(Refusal::Auth)
     }
 
@@ -285,7 +288,8 @@ async fn connection<E: Export, A: Authenticate>(
     });
     let builder = builder(&config, transport);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let mut idle_check = tokio::time::interval_at(Instant::now() + config.idle_timeout, config.idle_timeout);
+    let every = |period| tokio::time::interval_at(Instant::now() + period, period);
+    let mut idle_check = every(config.idle_timeout);
     let mut seen_before = 0;
     let mut closing = false;
     loop {
@@ -298,6 +302,7 @@ async fn connection<E: Export, A: Authenticate>(
             }
             () = shutdown.cancelled(), if !closing => {
                 closing = true;
+                idle_check = every(CLOSING_GRACE.min(config.idle_timeout));
                 connection.as_mut().graceful_shutdown();
             }
             _tick = idle_check.tick() => {

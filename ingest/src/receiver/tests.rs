@@ -409,9 +409,16 @@ fn http_rows() -> Vec<HttpRow> {
         post("over the limit once gunzipped", &with(PROTO, "content-encoding: gzip\r\n"), &gzip(&zeros), 413, p, 8),
         post("over the limit, zstd", &with(JSON, "content-encoding: zstd\r\n"), &zstd(&zeros), 413, j, 8),
         // Bodies.
-        post("truncated gzip", &with(PROTO, "content-encoding: gzip\r\n"), &gzip(&data)[..500], 400, p, 3),
+        post("truncated gzip", &with(PROTO, "content-encoding: gzip\r\n"), &gzip(&data)[..200], 400, p, 3),
         post("empty gzip", &with(PROTO, "content-encoding: gzip\r\n"), b"", 400, p, 3),
-        post("gzip and garbage", &with(PROTO, "content-encoding: gzip\r\n"), &[gzip(&data), data.clone()].concat(), 400, p, 3),
+        post(
+            "gzip and garbage",
+            &with(PROTO, "content-encoding: gzip\r\n"),
+            &[gzip(&data), data.clone()].concat(),
+            400,
+            p,
+            3,
+        ),
         post("plain called gzip", &with(PROTO, "content-encoding: gzip\r\n"), &data, 400, p, 3),
         post("gzip called zstd", &with(PROTO, "content-encoding: zstd\r\n"), &gzip(&data), 400, p, 3),
         post("truncated zstd", &with(JSON, "content-encoding: zstd\r\n"), &zstd(&data)[..50], 400, j, 3),
@@ -441,7 +448,10 @@ fn http_rows() -> Vec<HttpRow> {
     });
     rows.push(row("query strings are ignored", request("POST", "/v1/logs?x=1", JSON, b"{}"), 200));
     let accept = ("accept-encoding", "gzip, zstd, identity");
-    rows.push(HttpRow { header: accept, ..post("names what it takes", "content-encoding: br\r\n", b"", 415, j, 12) });
+    rows.push(HttpRow {
+        header: accept,
+        ..post("names what it takes", &with(PROTO, "content-encoding: br\r\n"), b"", 415, p, 12)
+    });
     let bearer = ("www-authenticate", "Bearer");
     rows.push(HttpRow { header: bearer, ..post("names its scheme", "authorization: x\r\n", b"", 401, j, 16) });
     rows
@@ -454,9 +464,7 @@ async fn http_codes() {
         let answer = exchange(&server, &row.raw).await;
         let what = row.what;
         assert_eq!(answer.status, row.status, "{what}: {answer:?}");
-        if what != "names what it takes" {
-            assert_eq!(answer.header("content-type"), row.content_type, "{what}");
-        }
+        assert_eq!(answer.header("content-type"), row.content_type, "{what}");
         assert_eq!(answer.header(row.header.0), row.header.1, "{what}");
         let seen = server.take_seen();
         if row.status == 200 {
@@ -739,7 +747,7 @@ async fn grpc_codes() {
         ("unknown method", "/opentelemetry.proto.collector.trace.v1.TraceService/Import", vec![], framed(0, b""), 12),
         ("no method", "/", vec![], framed(0, b""), 12),
         ("plain called gzip", LOGS, vec![gz], framed(1, &data), 3),
-        ("truncated gzip", LOGS, vec![gz], framed(1, &gzip(&data)[..400]), 3),
+        ("truncated gzip", LOGS, vec![gz], framed(1, &gzip(&data)[..200]), 3),
         ("gzip and garbage", LOGS, vec![gz], framed(1, &[gzip(&data), data.clone()].concat()), 3),
         ("empty gzip", LOGS, vec![gz], framed(1, b""), 3),
         ("truncated zstd", LOGS, vec![zs], framed(1, &zstd(&data)[..40]), 3),
@@ -811,6 +819,7 @@ async fn grpc_outcomes() {
                 assert!(answer.headers["grpc-message"].as_bytes().ends_with(b"100 %25 %C3%A9%0A"), "{answer:?}");
             }
         }
+        server.take_seen();
     }
 }
 
@@ -863,10 +872,8 @@ async fn grpc_slow_and_hostile_clients_are_bounded() {
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let (mut from, mut to) = stream.split();
     let mut received = Vec::new();
-    let (_sent, _received) = within("goaway", async {
-        tokio::join!(to.write_all(&attack), from.read_to_end(&mut received))
-    })
-    .await;
+    let (_sent, _received) =
+        within("goaway", async { tokio::join!(to.write_all(&attack), from.read_to_end(&mut received)) }).await;
     // GOAWAY (7) with ENHANCE_YOUR_CALM (11).
     let mut frames = &received[..];
     let mut calm = false;
@@ -1019,7 +1026,10 @@ async fn a_full_budget_is_a_retryable_refusal_until_there_is_room() {
         drop(server.take_seen());
         assert_eq!(server.budget.in_flight(), 0);
         assert_eq!(send().await.0, full);
-        let refusals = format!("refused_total{{transport=\"{}\",reason=\"overloaded\"}} 1", ["http", "grpc"][usize::from(kind == Kind::Grpc)]);
+        let refusals = format!(
+            "refused_total{{transport=\"{}\",reason=\"overloaded\"}} 1",
+            ["http", "grpc"][usize::from(kind == Kind::Grpc)]
+        );
         assert!(server.metrics().contains(&refusals), "{}", server.metrics());
     }
 }

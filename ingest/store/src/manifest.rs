@@ -124,7 +124,8 @@ impl Manifest {
         for (number, migration) in MIGRATIONS.iter().enumerate().skip(version as usize) {
             let transaction = begin(&mut connection)?;
             transaction.execute_batch(migration).map_err(error("migrate"))?;
-            transaction.pragma_update(None, "user_version", number + 1).map_err(error("migrate"))?;
+            let reached = i64::try_from(number + 1).expect("there are few migrations");
+            transaction.pragma_update(None, "user_version", reached).map_err(error("migrate"))?;
             transaction.commit().map_err(error("migrate"))?;
         }
         Ok(Self { connection, path: path.to_owned() })
@@ -216,23 +217,20 @@ impl Manifest {
         for (meta, kinds) in &flush.segments {
             insert_segment(&transaction, meta, kinds)?;
         }
-        for (tenant, line) in &flush.ledger {
-            transaction
-                .prepare_cached(
+        {
+            let mut statement = transaction
+                .prepare(
                     "INSERT INTO ledger (tenant, minute, signal, reason, items) VALUES (?1, ?2, ?3, ?4, ?5)
                      ON CONFLICT DO UPDATE SET items = items + excluded.items",
                 )
-                .and_then(|mut statement| {
-                    let reason = line.reason.map_or(0, |reason| reason as u8);
-                    statement.execute(params![
-                        tenant.as_str(),
-                        line.minute,
-                        line.signal as u8,
-                        reason,
-                        i64::try_from(line.items).unwrap_or(i64::MAX)
-                    ])
-                })
                 .map_err(error("add to the ledger"))?;
+            for (tenant, line) in &flush.ledger {
+                let reason = line.reason.map_or(0, |reason| reason as u8);
+                let items = i64::try_from(line.items).unwrap_or(i64::MAX);
+                statement
+                    .execute(params![tenant.as_str(), line.minute, line.signal as u8, reason, items])
+                    .map_err(error("add to the ledger"))?;
+            }
         }
         transaction
             .execute(
@@ -298,7 +296,7 @@ impl Manifest {
         let error = StoreError::manifest;
         let mut statement = self
             .connection
-            .prepare_cached("SELECT minute, signal, reason, items FROM ledger WHERE tenant = ?1")
+            .prepare("SELECT minute, signal, reason, items FROM ledger WHERE tenant = ?1")
             .map_err(error("read the ledger"))?;
         let mut rows = statement.query([tenant.as_str()]).map_err(error("read the ledger"))?;
         let mut lines = Vec::new();
@@ -323,7 +321,7 @@ impl Manifest {
     pub(crate) fn ledger_tenants(&self) -> Result<Vec<String>, StoreError> {
         let error = StoreError::manifest;
         let mut statement =
-            self.connection.prepare_cached("SELECT DISTINCT tenant FROM ledger").map_err(error("list tenants"))?;
+            self.connection.prepare("SELECT DISTINCT tenant FROM ledger").map_err(error("list tenants"))?;
         let tenants = statement.query_map([], |row| row.get(0)).map_err(error("list tenants"))?;
         tenants.collect::<Result<_, _>>().map_err(error("list tenants"))
     }
@@ -362,13 +360,11 @@ fn insert_segment(
     kinds: &AttributeKinds,
 ) -> Result<(), StoreError> {
     transaction
-        .prepare_cached(
+        .execute(
             "INSERT INTO segments (id, tenant, table_number, format_version, file, rows, bytes, min_time, max_time,
                                    seq_min, seq_max, level, created_at, checksum, kinds)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
-        )
-        .and_then(|mut statement| {
-            statement.execute(params![
+            params![
                 signed(meta.id),
                 meta.tenant.as_str(),
                 meta.table as u8,
@@ -384,8 +380,8 @@ fn insert_segment(
                 meta.created_at.0,
                 signed(meta.checksum),
                 kinds.to_json(),
-            ])
-        })
+            ],
+        )
         .map_err(StoreError::manifest("insert a segment"))?;
     transaction
         .execute(
@@ -400,8 +396,7 @@ fn remove_live(transaction: &Transaction<'_>, ids: &[u64]) -> Result<usize, Stor
     let mut removed = 0;
     for id in ids {
         removed += transaction
-            .prepare_cached("DELETE FROM segments WHERE id = ?1 AND state = 'live'")
-            .and_then(|mut statement| statement.execute([signed(*id)]))
+            .execute("DELETE FROM segments WHERE id = ?1 AND state = 'live'", [signed(*id)])
             .map_err(StoreError::manifest("remove a segment"))?;
     }
     Ok(removed)

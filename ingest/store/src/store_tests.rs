@@ -1,1 +1,636 @@
-//! Tests of the store as a whole.
+//! Tests of the store as a whole: restarts, crashes between any two steps, full disks, damage.
+//!
+//! The oracle is the same everywhere: spans are numbered, every acknowledged number must be found
+//! exactly once, and the ledger must say how many there are.
+
+use super::*;
+use crate::record::encode;
+use crate::testing::{EPOCH, HOUR, at_time, numbered_spans, random_batch, rejected, row_multiset, span_numbers};
+use model::ledger::RejectReason;
+use model::signal::Signal;
+use model::time::Clock;
+use rusqlite::Connection;
+use std::sync::atomic::AtomicI64;
+use tempfile::TempDir;
+
+const MINUTE: i64 = 60_000_000_000;
+const DAY: i64 = 24 * HOUR;
+
+/// A data directory with a clock that a test moves.
+struct Bench {
+    dir: TempDir,
+    clock: Arc<AtomicI64>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), clock: Arc::new(AtomicI64::new(EPOCH)) }
+    }
+
+    fn config(&self) -> StoreConfig {
+        let mut config = StoreConfig::new(self.dir.path());
+        config.clock = Clock::Manual(Arc::clone(&self.clock));
+        config.wal_min_free_bytes = 0;
+        config.wal_segment_bytes_max = 64 << 10;
+        config
+    }
+
+    fn open(&self) -> Arc<Store> {
+        Store::open(self.config(), &ReplayProgress::default(), Metrics::default()).unwrap()
+    }
+
+    fn advance(&self, nanos: i64) {
+        self.clock.fetch_add(nanos, Ordering::SeqCst);
+    }
+
+    fn files(&self, part: &str) -> Vec<PathBuf> {
+        fn walk(dir: &Path, out: &mut Vec<PathBuf>) {
+            for entry in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+                if entry.is_dir() { walk(&entry, out) } else { out.push(entry) }
+            }
+        }
+        let mut out = Vec::new();
+        walk(&self.dir.path().join(part), &mut out);
+        out.sort();
+        out
+    }
+}
+
+fn tenant(name: &str) -> TenantId {
+    TenantId::new(name).unwrap()
+}
+
+fn entry(owner: &str, table: Table, batch: Option<RecordBatch>, ledger: LedgerDelta) -> Entry {
+    let meta = LogEntryMeta { tenant: tenant(owner), table, minute: EPOCH, ledger };
+    let encoded = encode(&meta, batch.as_ref()).unwrap();
+    Entry { meta, batch, encoded }
+}
+
+/// Spans numbered from `first`, one of them rejected by name.
+fn spans(owner: &str, first: u64, rows: usize) -> Entry {
+    let ledger = rejected(rows as u64, &[(RejectReason::InvalidSpanId, 1)]);
+    entry(owner, Table::Spans, Some(numbered_spans(rows, first)), ledger)
+}
+
+fn read_all(snapshot: &Snapshot, table: Table) -> Vec<RecordBatch> {
+    let table = snapshot.table(table);
+    let mut batches = table.memory.clone();
+    for segment in table.segments.iter() {
+        batches.extend(crate::segment::read(segment.path(), 1000).unwrap().map(|batch| batch.unwrap()));
+    }
+    batches
+}
+
+/// Asserts that a tenant has exactly the spans 0 to `count`, each once, and that the ledger says so.
+fn check(store: &Store, owner: &str, count: u64, groups: u64) {
+    let snapshot = store.snapshot(&tenant(owner));
+    let found = span_numbers(&read_all(&snapshot, Table::Spans));
+    assert_eq!(found, (0..count).collect::<Vec<_>>(), "{owner}");
+    let expected = if groups > 0 { rejected(count, &[(RejectReason::InvalidSpanId, groups)]) } else { LedgerDelta::default() };
+    assert_eq!(ledger_total(&store.ledger(&tenant(owner)).unwrap()), expected, "{owner}");
+}
+
+#[test]
+fn acknowledged_rows_are_visible_at_once_and_after_each_kind_of_restart() {
+    let bench = Bench::new();
+    let progress = ReplayProgress::default();
+    let store = Store::open(bench.config(), &progress, Metrics::default()).unwrap();
+    assert!(progress.done());
+    check(&store, "a", 0, 0);
+    store.append_group(vec![spans("a", 0, 20), spans("b", 0, 5)]).unwrap();
+    check(&store, "a", 20, 1);
+    drop(store);
+
+    // From the log alone.
+    let store = bench.open();
+    check(&store, "a", 20, 1);
+    check(&store, "b", 5, 1);
+    store.append_group(vec![spans("a", 20, 10)]).unwrap();
+    store.flush_all().unwrap();
+    assert_eq!(store.stats().memtable_rows, 0);
+    assert_eq!(store.stats().segments, 2);
+    check(&store, "a", 30, 2);
+    drop(store);
+
+    // From segments alone, then from both.
+    let store = bench.open();
+    assert_eq!((store.stats().segments, store.stats().memtable_rows), (2, 0));
+    check(&store, "a", 30, 2);
+    store.append_group(vec![spans("a", 30, 7)]).unwrap();
+    drop(store);
+    let store = bench.open();
+    check(&store, "a", 37, 3);
+    check(&store, "b", 5, 1);
+    check(&store, "c", 0, 0);
+    assert_eq!(store.tenants().unwrap(), [tenant("a"), tenant("b")]);
+}
+
+#[test]
+fn every_table_goes_through_log_memtable_and_segment() {
+    let bench = Bench::new();
+    let batches = Table::ALL.map(|table| random_batch(table, 60, 3));
+    let entries = || {
+        Table::ALL.map(|table| entry("a", table, Some(batches[table.index()].clone()), rejected(60, &[]))).to_vec()
+    };
+    let store = bench.open();
+    store.append_group(entries()).unwrap();
+    let check = |store: &Store| {
+        let snapshot = store.snapshot(&tenant("a"));
+        for table in Table::ALL {
+            let expected = row_multiset(table, std::slice::from_ref(&batches[table.index()]));
+            assert_eq!(row_multiset(table, &read_all(&snapshot, table)), expected, "{table}");
+            let kinds = &snapshot.table(table).kinds;
+            assert!(kinds.get(crate::Container::Attributes, "key.0").is_some(), "{table}");
+            assert!(kinds.get(crate::Container::Resource, "service.name").is_some(), "{table}");
+        }
+        let lines = store.ledger(&tenant("a")).unwrap();
+        let stored: Vec<_> = lines.iter().map(|line| (line.signal, line.items)).collect();
+        assert_eq!(stored, [(Signal::Traces, 60), (Signal::Metrics, 120), (Signal::Logs, 60), (Signal::Profiles, 60)]);
+    };
+    check(&store);
+    drop(store);
+    let store = bench.open();
+    check(&store);
+    store.flush_all().unwrap();
+    check(&store);
+    drop(store);
+    check(&bench.open());
+}
+
+#[test]
+fn counts_without_rows_are_kept() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let only_counts = rejected(0, &[(RejectReason::KeyTooLong, 4)]);
+    store.append_group(vec![entry("a", Table::Logs, None, only_counts.clone())]).unwrap();
+    for _ in 0..2 {
+        assert_eq!(ledger_total(&store.ledger(&tenant("a")).unwrap()), only_counts);
+        store.flush_all().unwrap();
+    }
+    assert_eq!(store.stats().segments, 0);
+    drop(store);
+    assert_eq!(ledger_total(&bench.open().ledger(&tenant("a")).unwrap()), only_counts);
+}
+
+#[test]
+fn a_crash_between_any_two_steps_of_a_flush_loses_and_doubles_nothing() {
+    for step in [
+        Step::AfterParquetWriteBeforeRename,
+        Step::AfterRenameBeforeManifest,
+        Step::AfterManifestBeforePublish,
+        Step::AfterPublishBeforeWalTruncate,
+    ] {
+        let bench = Bench::new();
+        let store = bench.open();
+        store.append_group(vec![spans("a", 0, 10), spans("b", 0, 3)]).unwrap();
+        store.flush_all().unwrap();
+        store.append_group(vec![spans("a", 10, 10), entry("a", Table::Logs, Some(random_batch(Table::Logs, 4, 1)), LedgerDelta::default())]).unwrap();
+        *lock(&store.fault) = Some(Fault::Stop(step));
+        assert!(matches!(store.flush(Table::Spans), Err(StoreError::Stopped { .. })), "{step:?}");
+        // Acknowledged after the flush began, so not covered by it.
+        store.append_group(vec![spans("a", 20, 5)]).unwrap();
+        drop(store);
+
+        for _ in 0..2 {
+            let store = bench.open();
+            check(&store, "a", 25, 3);
+            check(&store, "b", 3, 1);
+            assert_eq!(store.snapshot(&tenant("a")).table(Table::Logs).memory.len(), 1, "{step:?}");
+            let listed: Vec<PathBuf> = lock(&store.state).segments().map(|segment| segment.path().to_owned()).collect();
+            let mut listed = listed;
+            listed.sort();
+            assert_eq!(bench.files("segments"), listed, "{step:?}");
+        }
+        let store = bench.open();
+        store.flush_all().unwrap();
+        check(&store, "a", 25, 3);
+        drop(store);
+        check(&bench.open(), "a", 25, 3);
+    }
+}
+
+#[test]
+fn a_crash_between_any_two_steps_of_a_merge_loses_and_doubles_nothing() {
+    for step in [Step::CompactionBeforeCommit, Step::CompactionAfterCommit] {
+        let bench = Bench::new();
+        let store = bench.open();
+        for group in 0..4 {
+            store.append_group(vec![spans("a", group * 10, 10)]).unwrap();
+            store.flush_all().unwrap();
+        }
+        *lock(&store.fault) = Some(Fault::Stop(step));
+        assert!(matches!(store.compact_once(), Err(StoreError::Stopped { .. })), "{step:?}");
+        drop(store);
+        let store = bench.open();
+        check(&store, "a", 40, 4);
+        let merged = step == Step::CompactionAfterCommit;
+        assert_eq!(store.stats().segments, if merged { 1 } else { 4 }, "{step:?}");
+        assert_eq!(bench.files("segments").len(), store.stats().segments as usize);
+        assert_eq!(store.compact_once().unwrap(), !merged);
+        check(&store, "a", 40, 4);
+    }
+}
+
+#[test]
+fn a_full_disk_stops_no_reader_and_heals_by_itself() {
+    for step in [Step::AfterParquetWriteBeforeRename, Step::AfterRenameBeforeManifest, Step::AfterManifestBeforePublish] {
+        let bench = Bench::new();
+        let store = bench.open();
+        store.append_group(vec![spans("a", 0, 10), spans("b", 0, 2)]).unwrap();
+        *lock(&store.fault) = Some(Fault::DiskFull(step));
+        for _ in 0..3 {
+            let error = store.flush_all().unwrap_err();
+            assert!(error.is_retryable() && !error.is_fatal(), "{error}");
+        }
+        assert!(store.metrics.flush_failures.get() >= 3);
+        store.append_group(vec![spans("a", 10, 10)]).unwrap();
+        let seen = span_numbers(&read_all(&store.snapshot(&tenant("a")), Table::Spans));
+        assert_eq!(seen, (0..20).collect::<Vec<_>>());
+        *lock(&store.fault) = None;
+        store.flush_all().unwrap();
+        check(&store, "a", 20, 2);
+        check(&store, "b", 2, 1);
+        assert_eq!(store.stats().memtable_rows, 0);
+        drop(store);
+        let store = bench.open();
+        check(&store, "a", 20, 2);
+        assert_eq!(store.metrics.orphans_removed.get(), 0, "a failed attempt tidied up after itself");
+    }
+}
+
+#[test]
+fn full_memory_refuses_whole_groups_until_a_flush() {
+    let bench = Bench::new();
+    let mut config = bench.config();
+    config.memtable_bytes_max = 60_000;
+    let store = Store::open(config, &ReplayProgress::default(), Metrics::default()).unwrap();
+    let mut groups = 0;
+    let error = loop {
+        match store.append_group(vec![spans("a", groups * 10, 10)]) {
+            Ok(()) => groups += 1,
+            Err(error) => break error,
+        }
+        assert!(groups < 1000, "memory has no bound");
+    };
+    assert!(matches!(error, StoreError::MemoryFull { .. }) && error.is_retryable());
+    assert!(groups > 0);
+    check(&store, "a", groups * 10, groups);
+    store.flush_all().unwrap();
+    store.append_group(vec![spans("a", groups * 10, 10)]).unwrap();
+    check(&store, "a", (groups + 1) * 10, groups + 1);
+    drop(store);
+    check(&bench.open(), "a", (groups + 1) * 10, groups + 1);
+}
+
+#[test]
+fn a_batch_of_another_schema_is_refused_before_the_log() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let mut wrong = spans("a", 0, 3);
+    wrong.batch = Some(random_batch(Table::Logs, 3, 1));
+    assert!(matches!(store.append_group(vec![spans("a", 0, 3), wrong]), Err(StoreError::SchemaMismatch { .. })));
+    check(&store, "a", 0, 0);
+    drop(store);
+    check(&bench.open(), "a", 0, 0);
+}
+
+#[test]
+fn the_log_shrinks_once_its_rows_are_in_segments() {
+    let bench = Bench::new();
+    let store = bench.open();
+    store.append_group(vec![entry("a", Table::Logs, Some(random_batch(Table::Logs, 10, 1)), LedgerDelta::default())]).unwrap();
+    for group in 0..40 {
+        store.append_group(vec![spans("a", group * 100, 100)]).unwrap();
+    }
+    let before = store.stats().wal_bytes;
+    store.flush(Table::Spans).unwrap();
+    assert_eq!(store.stats().wal_bytes, before, "the logs at its front are unflushed");
+    store.flush(Table::Logs).unwrap();
+    let after = store.stats().wal_bytes;
+    assert!(after * 2 < before, "{after} of {before}");
+    drop(store);
+    check(&bench.open(), "a", 4000, 40);
+}
+
+#[test]
+fn a_log_that_vanished_hands_out_no_old_numbers() {
+    let bench = Bench::new();
+    let store = bench.open();
+    store.append_group(vec![entry("a", Table::Logs, Some(random_batch(Table::Logs, 1, 1)), LedgerDelta::default())]).unwrap();
+    for group in 0..5 {
+        store.append_group(vec![spans("a", group * 10, 10)]).unwrap();
+    }
+    store.flush(Table::Spans).unwrap();
+    drop(store);
+    std::fs::remove_dir_all(bench.dir.path().join("wal")).unwrap();
+    let store = bench.open();
+    check(&store, "a", 50, 5);
+    store.append_group(vec![spans("a", 50, 10)]).unwrap();
+    drop(store);
+    check(&bench.open(), "a", 60, 6);
+}
+
+#[test]
+fn damaged_segments_are_named_and_set_aside() {
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 4] = [
+        ("cannot be opened", |path| std::fs::remove_file(path).unwrap()),
+        ("has 100 bytes", |path| std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(100).unwrap()),
+        ("has no readable footer", |path| {
+            let mut bytes = std::fs::read(path).unwrap();
+            let end = bytes.len();
+            bytes[end - 4..].fill(0);
+            std::fs::write(path, bytes).unwrap();
+        }),
+        ("has 0 bytes", |path| std::fs::write(path, b"").unwrap()),
+    ];
+    for (what, damage) in damages {
+        let bench = Bench::new();
+        let store = bench.open();
+        store.append_group(vec![spans("a", 0, 10)]).unwrap();
+        store.flush_all().unwrap();
+        store.append_group(vec![spans("a", 10, 10)]).unwrap();
+        store.flush_all().unwrap();
+        drop(store);
+        let first = bench.files("segments")[0].clone();
+        damage(&first);
+        for _ in 0..2 {
+            let store = bench.open();
+            assert_eq!((store.stats().segments, store.stats().quarantined), (1, 1), "{what}");
+            let found = span_numbers(&read_all(&store.snapshot(&tenant("a")), Table::Spans));
+            assert_eq!(found, (10..20).collect::<Vec<_>>(), "{what}");
+            assert!(!first.exists());
+            assert_eq!(bench.files("quarantine").len(), usize::from(what != "cannot be opened"), "{what}");
+        }
+        let manifest = Connection::open(bench.dir.path().join("manifest.sqlite")).unwrap();
+        let reason: String = manifest
+            .query_row("SELECT reason FROM segments WHERE state = 'quarantined'", [], |row| row.get(0))
+            .unwrap();
+        assert!(reason.contains(what), "{reason}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_found_by_the_checksum_and_set_aside_at_work() {
+    let bench = Bench::new();
+    let store = bench.open();
+    for group in 0..4 {
+        store.append_group(vec![spans("a", group * 100, 100)]).unwrap();
+        store.flush_all().unwrap();
+    }
+    let snapshot = store.snapshot(&tenant("a"));
+    let segments = &snapshot.table(Table::Spans).segments;
+    assert!(segments.iter().all(|segment| store.verify(segment)));
+    let damaged = &segments[1];
+    let mut bytes = std::fs::read(damaged.path()).unwrap();
+    bytes[4..400].fill(0xA5);
+    std::fs::write(damaged.path(), bytes).unwrap();
+    assert!(!store.verify(damaged));
+
+    // A merge that trips over it sets it aside and goes on without it.
+    assert!(store.compact_once().is_err());
+    assert_eq!((store.stats().segments, store.stats().quarantined), (3, 1));
+    assert!(!store.quarantine(damaged.meta().id, "again").unwrap());
+    bench.advance(DAY);
+    assert!(store.compact_once().unwrap());
+    let found = span_numbers(&read_all(&store.snapshot(&tenant("a")), Table::Spans));
+    assert_eq!(found, (0..100).chain(200..400).collect::<Vec<_>>());
+    assert_eq!(bench.files("quarantine").len(), 1);
+    drop(snapshot);
+    drop(store);
+    assert_eq!(bench.open().stats().quarantined, 1);
+}
+
+#[test]
+fn a_record_that_makes_no_sense_is_set_aside_and_counted() {
+    let bench = Bench::new();
+    let store = bench.open();
+    store.append_group(vec![spans("a", 0, 10)]).unwrap();
+    let mut senseless = spans("a", 10, 10);
+    senseless.encoded.truncate(60);
+    store.append_group(vec![spans("a", 10, 5), senseless]).unwrap();
+    drop(store);
+    let store = bench.open();
+    let found = span_numbers(&read_all(&store.snapshot(&tenant("a")), Table::Spans));
+    assert_eq!(found, (0..15).collect::<Vec<_>>());
+    assert_eq!(store.metrics.wal_records_undecodable.get(), 1);
+    assert_eq!(bench.files("quarantine").len(), 1);
+}
+
+#[test]
+fn files_that_nobody_lists_go_and_files_that_are_not_ours_stay() {
+    let bench = Bench::new();
+    let store = bench.open();
+    store.append_group(vec![spans("a", 0, 10)]).unwrap();
+    store.flush_all().unwrap();
+    drop(store);
+    let dir = bench.dir.path().join("segments/a/spans");
+    for name in ["00000000000000aa.parquet", "00000000000000ab.tmp", "notes.txt"] {
+        std::fs::write(dir.join(name), b"x").unwrap();
+    }
+    let store = bench.open();
+    assert_eq!(store.metrics.orphans_removed.get(), 2);
+    let names: Vec<_> = bench.files("segments").iter().map(|path| path.file_name().unwrap().to_owned()).collect();
+    assert_eq!(names.len(), 2);
+    assert!(names.contains(&"notes.txt".into()));
+    check(&store, "a", 10, 1);
+    drop(store);
+    for name in ["manifest.sqlite", "manifest.sqlite-wal", "manifest.sqlite-shm"] {
+        remove_quietly(&bench.dir.path().join(name));
+    }
+    let error = Store::open(bench.config(), &ReplayProgress::default(), Metrics::default()).unwrap_err();
+    assert!(matches!(error, StoreError::ManifestMissing { .. }), "{error}");
+    assert_eq!(bench.files("segments").len(), 2);
+}
+
+#[test]
+fn a_second_store_on_the_directory_is_refused() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let error = Store::open(bench.config(), &ReplayProgress::default(), Metrics::default()).unwrap_err();
+    assert!(matches!(error, StoreError::Locked { holder: Some(_), .. }), "{error}");
+    drop(store);
+    bench.open();
+}
+
+#[test]
+fn a_snapshot_stays_as_it_was_through_flush_merge_and_retention() {
+    let bench = Bench::new();
+    let store = bench.open();
+    for group in 0..4 {
+        store.append_group(vec![spans("a", group * 10, 10)]).unwrap();
+        if group < 3 {
+            store.flush_all().unwrap();
+        }
+    }
+    let snapshot = store.snapshot(&tenant("a"));
+    let before = row_multiset(Table::Spans, &read_all(&snapshot, Table::Spans));
+    store.append_group(vec![spans("a", 40, 10)]).unwrap();
+    store.flush_all().unwrap();
+    assert!(store.compact_once().unwrap());
+    assert!(!store.compact_once().unwrap());
+    assert_eq!(store.stats().segments, 1);
+    assert_eq!(bench.files("segments").len(), 4, "three of the snapshot, one new");
+    check(&store, "a", 50, 5);
+    assert_eq!(store.segments()[0].level, 1);
+
+    bench.advance(8 * DAY);
+    assert_eq!(store.expire().unwrap(), 1);
+    assert_eq!(store.snapshot(&tenant("a")).table(Table::Spans).segments.len(), 0);
+    assert_eq!(row_multiset(Table::Spans, &read_all(&snapshot, Table::Spans)), before);
+    drop(snapshot);
+    assert_eq!(bench.files("segments"), Vec::<PathBuf>::new());
+    // The ledger outlives the rows.
+    assert_eq!(ledger_total(&store.ledger(&tenant("a")).unwrap()).stored, 50);
+    bench.advance(90 * DAY);
+    assert_eq!(store.expire().unwrap(), 0);
+    assert_eq!(store.ledger(&tenant("a")).unwrap(), []);
+}
+
+#[test]
+fn a_row_from_the_far_future_goes_with_its_neighbours() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let batch = at_time(Table::Logs, &random_batch(Table::Logs, 3, 1), i64::MAX);
+    store.append_group(vec![entry("a", Table::Logs, Some(batch), LedgerDelta::default())]).unwrap();
+    store.flush_all().unwrap();
+    bench.advance(7 * DAY);
+    assert_eq!(store.expire().unwrap(), 0);
+    bench.advance(1);
+    assert_eq!(store.expire().unwrap(), 1);
+}
+
+#[test]
+fn what_is_due_is_flushed_and_nothing_else() {
+    let now = Timestamp(EPOCH);
+    let mut config = StoreConfig::new("/nowhere");
+    config.memtable_flush_interval_ms = 1000;
+    config.memtable_flush_bytes = 100;
+    config.memtable_bytes_max = 400;
+    config.wal_bytes_max = 1000;
+    let fact = |table, bytes, age_ms: i64| FlushFacts {
+        table,
+        frozen: false,
+        bytes,
+        first_seq: Some(1_000_000 - age_ms.unsigned_abs()),
+        since: Some(now.plus_nanos(-age_ms * 1_000_000)),
+    };
+    let empty = FlushFacts { table: Table::Profiles, frozen: false, bytes: 0, first_seq: None, since: None };
+    let frozen = FlushFacts { frozen: true, ..empty };
+    let (logs, spans) = (Table::Logs, Table::Spans);
+    for (what, facts, memory, wal, expected) in [
+        ("nothing", vec![empty], 0, 0, vec![]),
+        ("young and small", vec![fact(spans, 10, 500)], 10, 0, vec![]),
+        ("old", vec![fact(spans, 10, 1000), fact(logs, 1, 999)], 10, 0, vec![spans]),
+        ("large", vec![fact(spans, 100, 1)], 100, 0, vec![spans]),
+        ("from the future", vec![fact(spans, 10, -1)], 10, 0, vec![spans]),
+        ("failed before", vec![frozen], 0, 0, vec![Table::Profiles]),
+        ("memory is short", vec![fact(spans, 10, 1), fact(logs, 20, 1)], 300, 0, vec![logs]),
+        ("memory is not short", vec![fact(spans, 10, 1), fact(logs, 20, 1)], 299, 0, vec![]),
+        ("memory is short of what is frozen", vec![empty], 400, 0, vec![]),
+        ("the log is long", vec![fact(spans, 10, 5), fact(logs, 20, 9)], 30, 1001, vec![logs]),
+        ("the log is not long", vec![fact(spans, 10, 5), fact(logs, 20, 9)], 30, 1000, vec![]),
+        ("no table twice", vec![fact(spans, 100, 1000)], 400, 1001, vec![spans]),
+    ] {
+        assert_eq!(due(&facts, memory, wal, now, &config), expected, "{what}");
+    }
+}
+
+#[test]
+fn maintenance_flushes_by_age_merges_and_ends_when_told() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| store.maintain(&stop));
+        for group in 0..8 {
+            store.append_group(vec![spans("a", group * 10, 10)]).unwrap();
+            bench.advance(31 * 1_000_000_000);
+            while store.stats().memtable_rows > 0 {
+                store.wake();
+                std::thread::yield_now();
+            }
+        }
+        while store.metrics.compactions.get() < 2 {
+            store.wake();
+            std::thread::yield_now();
+        }
+        stop.store(true, Ordering::Release);
+        store.wake();
+    });
+    assert!(store.stats().segments <= 2);
+    check(&store, "a", 80, 8);
+}
+
+#[test]
+fn readers_see_each_row_once_while_everything_moves() {
+    let bench = Bench::new();
+    let store = bench.open();
+    const GROUPS: u64 = 60;
+    let acknowledged = AtomicU64::new(0);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for group in 0..GROUPS {
+                store.append_group(vec![spans("a", group * 5, 5)]).unwrap();
+                acknowledged.store((group + 1) * 5, Ordering::SeqCst);
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                store.flush_all().unwrap();
+                store.compact_once().unwrap();
+            }
+        });
+        while !done.load(Ordering::SeqCst) {
+            let least = acknowledged.load(Ordering::SeqCst);
+            let found = span_numbers(&read_all(&store.snapshot(&tenant("a")), Table::Spans));
+            assert_eq!(found, (0..found.len() as u64).collect::<Vec<_>>());
+            assert!(found.len() as u64 >= least, "an acknowledged row is missing");
+            let total = ledger_total(&store.ledger(&tenant("a")).unwrap());
+            assert!(total.stored >= least && total.stored <= GROUPS * 5, "{total:?}");
+            assert_eq!(total.stored, total.rejected_total() * 5, "half a flush was counted");
+        }
+    });
+    check(&store, "a", GROUPS * 5, GROUPS);
+    drop(store);
+    check(&bench.open(), "a", GROUPS * 5, GROUPS);
+}
+
+#[test]
+fn metrics_have_their_names() {
+    let mut registry = prometheus_client::registry::Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let bench = Bench::new();
+    let store = Store::open(bench.config(), &ReplayProgress::default(), metrics).unwrap();
+    store.append_group(vec![spans("a", 0, 3)]).unwrap();
+    store.flush_all().unwrap();
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    for line in [
+        "godseye_store_flushes_total{table=\"spans\"} 1",
+        "godseye_store_segments{table=\"spans\"} 1",
+        "godseye_store_memtable_rows 0",
+        "godseye_wal_commit_seconds_count 1",
+        "godseye_wal_group_entries_sum 1.0",
+        "godseye_wal_segments 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+    }
+}
+
+#[test]
+fn minutes_of_the_ledger_stay_apart() {
+    let bench = Bench::new();
+    let store = bench.open();
+    for minute in [0, MINUTE, 0] {
+        let mut entry = entry("a", Table::Logs, None, rejected(2, &[]));
+        entry.meta.minute = minute;
+        entry.encoded = encode(&entry.meta, None).unwrap();
+        store.append_group(vec![entry]).unwrap();
+        store.flush_all().unwrap();
+    }
+    let lines: Vec<_> = store.ledger(&tenant("a")).unwrap().iter().map(|line| (line.minute, line.items)).collect();
+    assert_eq!(lines, [(0, 4), (MINUTE, 2)]);
+}

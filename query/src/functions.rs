@@ -1,0 +1,630 @@
+//! The SQL functions of telemetry: typed attribute access, attributes as JSON, ids as hex; and
+//! guards around the few standard functions whose output can dwarf their input.
+//!
+//! `attributes['http.route']` becomes `attribute(attributes, 'http.route')` (see
+//! [`crate::rewrite`]). Its SQL type is decided when the query is planned, from the kinds observed
+//! in the snapshot, so that a number compares as a number. Not here: the layout of attributes;
+//! that is the model's.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, BinaryArray, BooleanBuilder, Float64Builder, Int64Array, Int64Builder, ListBuilder,
+    StringArray, StringBuilder, TimestampNanosecondArray,
+};
+use arrow::compute::{cast, take};
+use arrow::datatypes::{DataType, Field, FieldRef, Int32Type, Int64Type, TimestampNanosecondType};
+use datafusion::common::{ScalarValue, exec_err, plan_err};
+use datafusion::error::Result;
+use datafusion::logical_expr::{
+    ColumnarValue, Expr, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+};
+use model::attributes::{AttributesView, Kind, Kinds, attributes_type};
+use model::context::{Context, context_type};
+use model::schema::time_type;
+use model::signal::Table;
+use model::value::Value;
+
+use crate::error::{ErrorKind, QueryError, external};
+use crate::source::{Container, ObservedKinds};
+
+/// Bytes that one evaluation of a text function (one batch) may produce. DataFusion's memory limit
+/// does not count what a function allocates; this does. A batch of 8,192 log bodies of 8 KiB fits.
+pub const FUNCTION_OUTPUT_BYTES_MAX: usize = 64 << 20;
+
+/// The field metadata that says which container of which table a column is.
+const ORIGIN: &str = "origin";
+
+/// SQL types of keys the semantic conventions define, for when a snapshot has never seen the key:
+/// `attributes['http.response.status_code'] >= 500` must plan on an empty table, too.
+const WELL_KNOWN: [(&str, Kind); 30] = [
+    ("http.response.status_code", Kind::Int),
+    ("http.status_code", Kind::Int),
+    ("http.request.body.size", Kind::Int),
+    ("http.response.body.size", Kind::Int),
+    ("http.request.resend_count", Kind::Int),
+    ("server.port", Kind::Int),
+    ("client.port", Kind::Int),
+    ("network.peer.port", Kind::Int),
+    ("network.local.port", Kind::Int),
+    ("net.peer.port", Kind::Int),
+    ("rpc.grpc.status_code", Kind::Int),
+    ("db.response.returned_rows", Kind::Int),
+    ("db.operation.batch.size", Kind::Int),
+    ("messaging.batch.message_count", Kind::Int),
+    ("messaging.message.body.size", Kind::Int),
+    ("messaging.message.envelope.size", Kind::Int),
+    ("thread.id", Kind::Int),
+    ("process.pid", Kind::Int),
+    ("process.parent_pid", Kind::Int),
+    ("code.line.number", Kind::Int),
+    ("code.lineno", Kind::Int),
+    ("exception.escaped", Kind::Bool),
+    ("k8s.container.restart_count", Kind::Int),
+    ("faas.coldstart", Kind::Bool),
+    ("gen_ai.usage.input_tokens", Kind::Int),
+    ("gen_ai.usage.output_tokens", Kind::Int),
+    ("gen_ai.request.temperature", Kind::Double),
+    ("gen_ai.request.top_p", Kind::Double),
+    ("gen_ai.request.max_tokens", Kind::Int),
+    ("error.code", Kind::Int),
+];
+
+/// The observed kinds, comparable by identity as DataFusion's functions must be.
+#[derive(Clone)]
+struct KindsHandle(Arc<dyn ObservedKinds>);
+
+impl PartialEq for KindsHandle {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+impl Eq for KindsHandle {}
+impl Hash for KindsHandle {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).cast::<()>().hash(state);
+    }
+}
+impl fmt::Debug for KindsHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("kinds")
+    }
+}
+
+impl KindsHandle {
+    /// The SQL type of a key of a container, or of any container when its origin is not known
+    /// (an expression computed it).
+    fn sql_type(&self, origin: Option<(Table, Container)>, is_context: bool, key: &str) -> DataType {
+        let kinds = match origin {
+            Some((table, container)) => self.0.kinds(table, container, key),
+            None => Table::ALL
+                .into_iter()
+                .flat_map(|table| Container::ALL.map(|container| (table, container)))
+                .filter(|(_, container)| container.is_context() == is_context)
+                .fold(Kinds::default(), |kinds, (table, container)| kinds.union(self.0.kinds(table, container, key))),
+        };
+        let nothing = Kinds::default().with(Kind::Absent).with(Kind::Empty);
+        if kinds.0 & !nothing.0 != 0 {
+            return kinds.sql_type();
+        }
+        WELL_KNOWN
+            .iter()
+            .find(|(known, _)| *known == key)
+            .map_or(DataType::Utf8, |(_, kind)| Kinds::default().with(*kind).sql_type())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Which {
+    /// `attribute(container, key)`
+    Attribute,
+    /// `attributes_json(container)`
+    Json,
+    /// `attribute_keys(container)`
+    Keys,
+    /// `hex(bytes)`
+    Hex,
+    /// `attributes_of(container, origin)`: the container itself, marked with where it comes from.
+    Origin,
+    /// `context_text(container, field)`: scope name, scope version, schema URL.
+    ContextText,
+    /// `time_plus(time, nanoseconds)`
+    TimePlus,
+    /// `bounded(value)`: the value itself, refused when it has grown too large.
+    Bounded,
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Function {
+    which: Which,
+    signature: Signature,
+    kinds: KindsHandle,
+}
+
+/// Our functions over one snapshot.
+#[derive(Clone, Debug)]
+pub struct Functions {
+    attribute: Arc<ScalarUDF>,
+    json: Arc<ScalarUDF>,
+    keys: Arc<ScalarUDF>,
+    hex: Arc<ScalarUDF>,
+    origin: Arc<ScalarUDF>,
+    context_text: Arc<ScalarUDF>,
+    time_plus: Arc<ScalarUDF>,
+    bounded: Arc<ScalarUDF>,
+}
+
+impl Functions {
+    /// The functions, with the snapshot's observed kinds.
+    #[must_use]
+    pub fn new(kinds: &Arc<dyn ObservedKinds>) -> Self {
+        let make = |which: Which, arguments: usize| {
+            Arc::new(ScalarUDF::new_from_impl(Function {
+                which,
+                signature: Signature::any(arguments, Volatility::Immutable),
+                kinds: KindsHandle(Arc::clone(kinds)),
+            }))
+        };
+        Self {
+            attribute: make(Which::Attribute, 2),
+            json: make(Which::Json, 1),
+            keys: make(Which::Keys, 1),
+            hex: make(Which::Hex, 1),
+            origin: make(Which::Origin, 2),
+            context_text: make(Which::ContextText, 2),
+            time_plus: make(Which::TimePlus, 2),
+            bounded: make(Which::Bounded, 1),
+        }
+    }
+
+    /// The functions that people may call by name.
+    #[must_use]
+    pub fn public(&self) -> [Arc<ScalarUDF>; 4] {
+        [&self.attribute, &self.json, &self.keys, &self.hex].map(Arc::clone)
+    }
+
+    pub(crate) fn attribute(&self, container: Expr, key: ScalarValue) -> Expr {
+        self.attribute.call(vec![container, Expr::Literal(key, None)])
+    }
+
+    pub(crate) fn hex(&self, bytes: Expr) -> Expr {
+        self.hex.call(vec![bytes])
+    }
+
+    pub(crate) fn bounded(&self, value: Expr) -> Expr {
+        self.bounded.call(vec![value])
+    }
+
+    pub(crate) fn origin(&self, container: Expr, table: Table, which: Container) -> Expr {
+        let origin = ScalarValue::from(format!("{}.{}", table.name(), which.name()));
+        self.origin.call(vec![container, Expr::Literal(origin, None)])
+    }
+
+    pub(crate) fn context_text(&self, container: Expr, field: &str) -> Expr {
+        self.context_text.call(vec![container, Expr::Literal(ScalarValue::from(field), None)])
+    }
+
+    pub(crate) fn time_plus(&self, time: Expr, nanos: Expr) -> Expr {
+        self.time_plus.call(vec![time, nanos])
+    }
+}
+
+/// Whether an expression reads an attribute.
+pub(crate) fn is_attribute_access(expr: &Expr) -> bool {
+    match expr {
+        Expr::ScalarFunction(call) => call.func.name() == "attribute",
+        Expr::Alias(alias) => is_attribute_access(&alias.expr),
+        _ => false,
+    }
+}
+
+/// Whether a type is one of the two that hold attributes.
+#[must_use]
+pub fn is_container(data_type: &DataType) -> bool {
+    *data_type == attributes_type() || *data_type == context_type()
+}
+
+fn parse_origin(text: &str) -> Option<(Table, Container)> {
+    let (table, container) = text.split_once('.')?;
+    let container = Container::ALL.into_iter().find(|known| known.name() == container)?;
+    Some((Table::from_name(table)?, container))
+}
+
+fn literal_text<'a>(args: &'a ReturnFieldArgs<'_>, index: usize, function: &str) -> Result<&'a str> {
+    match args.scalar_arguments.get(index).copied().flatten().and_then(|value| value.try_as_str()) {
+        Some(Some(text)) => Ok(text),
+        _ => plan_err!("the key of {function} must be a text literal"),
+    }
+}
+
+impl ScalarUDFImpl for Function {
+    fn name(&self) -> &str {
+        match self.which {
+            Which::Attribute => "attribute",
+            Which::Json => "attributes_json",
+            Which::Keys => "attribute_keys",
+            Which::Hex => "hex",
+            Which::Origin => "attributes_of",
+            Which::ContextText => "context_text",
+            Which::TimePlus => "time_plus",
+            Which::Bounded => "bounded",
+        }
+    }
+
+    fn schema_name(&self, args: &[Expr]) -> Result<String> {
+        // The name of the result column is what people typed.
+        Ok(match (self.which, args) {
+            (Which::Attribute, [container, Expr::Literal(key, _)]) => {
+                format!("{}['{}']", container.schema_name(), key.try_as_str().flatten().unwrap_or_default())
+            }
+            (Which::Origin | Which::Bounded, [inner, ..]) => inner.schema_name().to_string(),
+            _ => {
+                let args: Vec<String> = args.iter().map(|arg| arg.schema_name().to_string()).collect();
+                format!("{}({})", self.name(), args.join(","))
+            }
+        })
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _arg_types: &[DataType]) -> Result<DataType> {
+        datafusion::common::internal_err!("the type of {} depends on its arguments", self.name())
+    }
+
+    fn return_field_from_args(&self, args: ReturnFieldArgs<'_>) -> Result<FieldRef> {
+        let argument = &args.arg_fields[0];
+        let data_type = argument.data_type();
+        let nullable = |data_type: DataType| Ok(Arc::new(Field::new(self.name(), data_type, true)));
+        let expect_container = || {
+            if is_container(data_type) {
+                return Ok(());
+            }
+            plan_err!("{} expects attributes, found a column of type {}", self.name(), crate::render::type_name(data_type))
+        };
+        match self.which {
+            Which::Attribute => {
+                expect_container()?;
+                let key = literal_text(&args, 1, "attribute()")?;
+                let origin = argument.metadata().get(ORIGIN).and_then(|origin| parse_origin(origin));
+                nullable(self.kinds.sql_type(origin, *data_type == context_type(), key))
+            }
+            Which::Json => {
+                expect_container()?;
+                nullable(DataType::Utf8)
+            }
+            Which::Keys => {
+                expect_container()?;
+                nullable(DataType::List(Arc::new(Field::new_list_field(DataType::Utf8, true))))
+            }
+            Which::Hex => match data_type {
+                DataType::FixedSizeBinary(_) | DataType::Binary | DataType::LargeBinary | DataType::BinaryView
+                | DataType::Null => nullable(DataType::Utf8),
+                other => plan_err!("hex() expects an id or bytes, found {}", crate::render::type_name(other)),
+            },
+            Which::Origin => {
+                let origin = literal_text(&args, 1, "attributes_of()")?;
+                let field = Field::new(self.name(), data_type.clone(), argument.is_nullable());
+                Ok(Arc::new(field.with_metadata([(ORIGIN.to_owned(), origin.to_owned())].into())))
+            }
+            Which::ContextText => nullable(DataType::Utf8),
+            Which::TimePlus => nullable(time_type()),
+            Which::Bounded => nullable(data_type.clone()),
+        }
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let rows = args.number_rows;
+        let argument = |index: usize| args.args[index].to_array(rows);
+        let text = |index: usize| match &args.args[index] {
+            ColumnarValue::Scalar(value) => Ok(value.try_as_str().flatten().unwrap_or_default().to_owned()),
+            ColumnarValue::Array(_) => exec_err!("the key of {} must be a text literal", self.name()),
+        };
+        let array: ArrayRef = match self.which {
+            Which::Attribute => read_attribute(&argument(0)?, &text(1)?, args.return_field.data_type())?,
+            Which::Json => write_json(&argument(0)?)?,
+            Which::Keys => list_keys(&argument(0)?)?,
+            Which::Hex => write_hex(&argument(0)?)?,
+            Which::Origin => return Ok(args.args[0].clone()),
+            Which::ContextText => {
+                let field = text(1)?;
+                per_context(&argument(0)?, &|contexts| {
+                    let texts = contexts.iter().map(|context| {
+                        let context = context.as_ref()?;
+                        let text = match field.as_str() {
+                            "scope_name" => context.scope_name(),
+                            "scope_version" => context.scope_version(),
+                            _ => context.schema_url,
+                        };
+                        (!text.is_empty()).then_some(text)
+                    });
+                    Ok(Arc::new(texts.collect::<StringArray>()))
+                })?
+            }
+            Which::TimePlus => {
+                let (time, nanos) = (argument(0)?, cast(&argument(1)?, &DataType::Int64)?);
+                let time = time.as_primitive::<TimestampNanosecondType>();
+                let nanos: &Int64Array = nanos.as_primitive::<Int64Type>();
+                let sum = time.iter().zip(nanos).map(|(time, nanos)| time?.checked_add(nanos?));
+                Arc::new(sum.collect::<TimestampNanosecondArray>().with_timezone("UTC"))
+            }
+            Which::Bounded => {
+                let array = argument(0)?;
+                let bytes = array.to_data().get_slice_memory_size()?;
+                check_output(bytes, "an expression")?;
+                array
+            }
+        };
+        Ok(ColumnarValue::Array(array))
+    }
+}
+
+fn check_output(bytes: usize, what: &str) -> Result<()> {
+    if bytes <= FUNCTION_OUTPUT_BYTES_MAX {
+        return Ok(());
+    }
+    Err(external(QueryError::new(
+        ErrorKind::Memory,
+        format!(
+            "{what} would make {} MiB of text for one batch of rows, over the limit of {} MiB",
+            bytes >> 20,
+            FUNCTION_OUTPUT_BYTES_MAX >> 20
+        ),
+    )))
+}
+
+/// Builds the values of one attribute in its planned SQL type.
+enum AttributeBuilder {
+    Text(StringBuilder),
+    Int(Int64Builder),
+    Double(Float64Builder),
+    Bool(BooleanBuilder),
+}
+
+impl AttributeBuilder {
+    fn new(data_type: &DataType, rows: usize) -> Self {
+        match data_type {
+            DataType::Int64 => Self::Int(Int64Builder::with_capacity(rows)),
+            DataType::Float64 => Self::Double(Float64Builder::with_capacity(rows)),
+            DataType::Boolean => Self::Bool(BooleanBuilder::with_capacity(rows)),
+            _ => Self::Text(StringBuilder::with_capacity(rows, rows * 16)),
+        }
+    }
+
+    /// Appends a value; one that the type cannot hold (the observed kinds rule that out) is null.
+    #[expect(clippy::cast_precision_loss, reason = "a key with ints and doubles is a double, documented in the model")]
+    fn push(&mut self, value: Option<&Value<'_>>) {
+        match self {
+            Self::Text(builder) => match value {
+                Some(Value::String(text)) => builder.append_value(text),
+                other => builder.append_option(other.and_then(Value::to_text)),
+            },
+            Self::Int(builder) => builder.append_option(match value {
+                Some(Value::Int(value)) => Some(*value),
+                _ => None,
+            }),
+            Self::Double(builder) => builder.append_option(match value {
+                Some(Value::Double(value)) => Some(*value),
+                Some(Value::Int(value)) => Some(*value as f64),
+                _ => None,
+            }),
+            Self::Bool(builder) => builder.append_option(match value {
+                Some(Value::Bool(value)) => Some(*value),
+                _ => None,
+            }),
+        }
+    }
+
+    fn finish(self) -> ArrayRef {
+        match self {
+            Self::Text(mut builder) => Arc::new(builder.finish()),
+            Self::Int(mut builder) => Arc::new(builder.finish()),
+            Self::Double(mut builder) => Arc::new(builder.finish()),
+            Self::Bool(mut builder) => Arc::new(builder.finish()),
+        }
+    }
+}
+
+fn read_attribute(container: &ArrayRef, key: &str, data_type: &DataType) -> Result<ArrayRef> {
+    if *container.data_type() == context_type() {
+        return per_context(container, &|contexts| {
+            let mut builder = AttributeBuilder::new(data_type, contexts.len());
+            for context in contexts {
+                let entry = context.as_ref().and_then(|context| context.attributes().filter(|entry| entry.key == key).last());
+                builder.push(entry.as_ref().map(|entry| entry.parsed()).as_ref());
+            }
+            Ok(builder.finish())
+        });
+    }
+    let view = view(container)?;
+    let slots = view.locate(key);
+    let mut builder = AttributeBuilder::new(data_type, view.len());
+    for row in 0..view.len() {
+        let value = view.shape_of(row).and_then(|shape| slots[shape]).map(|(kind, slot)| view.value(row, kind, slot));
+        builder.push(value.as_ref());
+    }
+    Ok(builder.finish())
+}
+
+fn view(container: &ArrayRef) -> Result<AttributesView<'_>> {
+    match AttributesView::new(container.as_ref()) {
+        Some(view) => Ok(view),
+        None => exec_err!("expected attributes, found {}", container.data_type()),
+    }
+}
+
+/// Evaluates a function once per distinct context, then spreads the results over the rows.
+fn per_context(
+    container: &ArrayRef,
+    evaluate: &dyn Fn(&[Option<Context<'_>>]) -> Result<ArrayRef>,
+) -> Result<ArrayRef> {
+    let Some(dictionary) = container.as_dictionary_opt::<Int32Type>() else {
+        return exec_err!("expected a resource, scope or metadata column, found {}", container.data_type());
+    };
+    let values: &BinaryArray = match dictionary.values().as_binary_opt() {
+        Some(values) => values,
+        None => return exec_err!("expected a resource, scope or metadata column, found {}", container.data_type()),
+    };
+    let contexts: Vec<Option<Context<'_>>> = values.iter().map(|bytes| Context::parse(bytes?)).collect();
+    Ok(take(&evaluate(&contexts)?, dictionary.keys(), None)?)
+}
+
+fn write_json(container: &ArrayRef) -> Result<ArrayRef> {
+    if *container.data_type() == context_type() {
+        return per_context(container, &|contexts| {
+            let texts = contexts.iter().map(|context| {
+                let mut text = String::new();
+                context.as_ref()?.write_json(&mut text);
+                Some(text)
+            });
+            Ok(Arc::new(texts.collect::<StringArray>()))
+        });
+    }
+    let view = view(container)?;
+    let mut builder = StringBuilder::new();
+    let mut text = String::new();
+    for row in 0..view.len() {
+        text.clear();
+        let present = view.write_json(row, &mut text);
+        builder.append_option(present.then_some(&text));
+    }
+    Ok(Arc::new(builder.finish()))
+}
+
+fn list_keys(container: &ArrayRef) -> Result<ArrayRef> {
+    fn append<'a>(builder: &mut ListBuilder<StringBuilder>, keys: impl Iterator<Item = &'a str>) {
+        keys.for_each(|key| builder.values().append_value(key));
+        builder.append(true);
+    }
+    if *container.data_type() == context_type() {
+        return per_context(container, &|contexts| {
+            let mut builder = ListBuilder::new(StringBuilder::new());
+            for context in contexts {
+                match context {
+                    Some(context) => append(&mut builder, context.attributes().map(|entry| entry.key)),
+                    None => builder.append(false),
+                }
+            }
+            Ok(Arc::new(builder.finish()))
+        });
+    }
+    let view = view(container)?;
+    let mut builder = ListBuilder::new(StringBuilder::new());
+    for row in 0..view.len() {
+        match view.shape_of(row) {
+            Some(shape) => append(&mut builder, view.shapes()[shape].iter().map(|entry| entry.key.as_str())),
+            None => builder.append(false),
+        }
+    }
+    Ok(Arc::new(builder.finish()))
+}
+
+fn write_hex(bytes: &ArrayRef) -> Result<ArrayRef> {
+    if let Some(ids) = bytes.as_fixed_size_binary_opt() {
+        return Ok(Arc::new(ids.iter().map(|id| id.map(hex::encode)).collect::<StringArray>()));
+    }
+    let bytes = cast(bytes, &DataType::Binary)?;
+    let bytes: &BinaryArray = bytes.as_binary();
+    Ok(Arc::new(bytes.iter().map(|bytes| bytes.map(hex::encode)).collect::<StringArray>()))
+}
+
+/// How much text a standard function can make of its arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Growth {
+    /// At most all arguments together.
+    Sum,
+    /// At most the first argument with every match replaced by the third.
+    Replace,
+}
+
+/// A standard function, refused before it allocates more than [`FUNCTION_OUTPUT_BYTES_MAX`].
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Guarded {
+    inner: Arc<ScalarUDF>,
+    growth: Growth,
+}
+
+/// The function, guarded when its output can be far larger than its largest argument.
+#[must_use]
+pub(crate) fn guarded(function: Arc<ScalarUDF>) -> Arc<ScalarUDF> {
+    let growth = match function.name() {
+        "concat" | "concat_ws" | "make_array" | "array_concat" | "overlay" => Growth::Sum,
+        "replace" | "regexp_replace" => Growth::Replace,
+        _ => return function,
+    };
+    Arc::new(ScalarUDF::new_from_impl(Guarded { inner: function, growth }))
+}
+
+fn expanded_bytes(value: &ColumnarValue, rows: usize) -> Result<usize> {
+    Ok(match value {
+        ColumnarValue::Array(array) => array.to_data().get_slice_memory_size()?,
+        ColumnarValue::Scalar(value) => value.size().saturating_mul(rows),
+    })
+}
+
+/// The least and the greatest length of a text argument.
+fn text_lengths(value: &ColumnarValue) -> Result<(usize, usize)> {
+    Ok(match value {
+        ColumnarValue::Scalar(value) => {
+            let length = value.try_as_str().flatten().map_or(0, str::len);
+            (length, length)
+        }
+        ColumnarValue::Array(array) => {
+            let texts = cast(array, &DataType::Utf8)?;
+            let texts: &StringArray = texts.as_string();
+            let lengths = || texts.iter().flatten().map(str::len);
+            (lengths().min().unwrap_or(0), lengths().max().unwrap_or(0))
+        }
+    })
+}
+
+impl ScalarUDFImpl for Guarded {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn aliases(&self) -> &[String] {
+        self.inner.aliases()
+    }
+
+    fn schema_name(&self, args: &[Expr]) -> Result<String> {
+        self.inner.schema_name(args)
+    }
+
+    fn signature(&self) -> &Signature {
+        self.inner.signature()
+    }
+
+    fn return_type(&self, arg_types: &[DataType]) -> Result<DataType> {
+        self.inner.return_type(arg_types)
+    }
+
+    fn return_field_from_args(&self, args: ReturnFieldArgs<'_>) -> Result<FieldRef> {
+        self.inner.return_field_from_args(args)
+    }
+
+    fn coerce_types(&self, arg_types: &[DataType]) -> Result<Vec<DataType>> {
+        self.inner.coerce_types(arg_types)
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let rows = args.number_rows;
+        let mut bytes = 0_usize;
+        for value in &args.args {
+            bytes = bytes.saturating_add(expanded_bytes(value, rows)?);
+        }
+        if let (Growth::Replace, [text, from, to, ..]) = (self.growth, args.args.as_slice()) {
+            // A pattern may match as little as nothing, between any two characters.
+            let from = if self.name() == "replace" { text_lengths(from)?.0.max(1) } else { 1 };
+            let to = text_lengths(to)?.1;
+            let text = expanded_bytes(text, rows)?.saturating_add(rows);
+            // Small replacements of large bodies are everyday work; only growth is bounded.
+            bytes = if to <= from { text } else { text.saturating_add((text / from).saturating_mul(to)) };
+        }
+        check_output(bytes, &format!("{}()", self.name()))?;
+        self.inner.invoke_with_args(args)
+    }
+}

@@ -1,0 +1,40 @@
+//! SQL over one snapshot of a tenant's telemetry, read-only and bounded.
+//!
+//! A query goes through [`guard`] (what may be asked at all), is planned over the logical
+//! [`tables`] of one [`source::Snapshot`], and runs on the [`engine`]'s own threads under its
+//! memory, time, row and concurrency limits. [`render`] turns the answer into JSON, NDJSON, CSV
+//! or Arrow.
+//!
+//! Not here: HTTP (the dashboards crate), writing anything, and the storage itself: the engine
+//! sees it through the [`source::Source`] trait.
+//!
+//! # Layout
+//! - [`engine`]: permits, sessions, execution, statistics, retry after a corrupt segment
+//! - [`guard`]: limits on the text and the statement, before anything is planned
+//! - [`bounds`]: limits on the plan, before anything is optimised or run
+//! - [`source`]: what the engine needs from storage
+//! - [`provider`]: a physical table as a scan with pruning
+//! - [`tables`]: the logical tables people type
+//! - [`functions`], [`rewrite`]: typed attribute access and hex ids
+//! - [`render`]: answers as text and Arrow
+//! - [`error`]: every way a query can fail, and its HTTP status
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
+
+pub mod bounds;
+pub mod engine;
+pub mod error;
+pub mod functions;
+pub mod guard;
+pub mod provider;
+pub mod render;
+pub mod rewrite;
+pub mod source;
+pub mod tables;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use engine::{Engine, EngineConfig, Limits, QueryOutput, QueryStats};
+pub use error::{ErrorKind, QueryError};
+pub use source::{SegmentFile, Snapshot, Source};

@@ -1,0 +1,238 @@
+//! A stored table as a DataFusion scan: segments whose time range can match, read with row-group,
+//! page and bloom-filter pruning, united with the batches in memory.
+//!
+//! Not here: what people type (`end_time`, `attributes['x']`; see [`crate::tables`]). The schema
+//! is `model::schema::schema(table)`, unchanged, whatever file a row comes from.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow::array::{ArrayRef, BooleanArray, TimestampNanosecondArray, UInt64Array};
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::pruning::PruningStatistics;
+use datafusion::common::stats::Precision;
+use datafusion::common::{Column, DFSchema, ScalarValue, Statistics};
+use datafusion::config::TableParquetOptions;
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::source::DataSourceExec;
+use datafusion::datasource::TableType;
+use datafusion::error::Result;
+use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::logical_expr::utils::conjunction;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
+use datafusion::physical_optimizer::pruning::PruningPredicate;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::union::UnionExec;
+use model::schema::schema;
+use model::signal::Table;
+use object_store::ObjectMeta;
+use object_store::path::Path;
+
+use crate::source::{SegmentFile, TableSnapshot};
+
+/// Where the engine registers the local disk. No SQL can name it: there are no URL tables.
+pub const SEGMENT_STORE: &str = "godseye://segments";
+
+/// What the scans of one query touched, summed over its tables.
+#[derive(Debug, Default)]
+pub struct ScanCounters {
+    /// Segments of the snapshot's scanned tables.
+    pub segments_total: AtomicU64,
+    /// Segments left out by their time range, without opening them.
+    pub segments_pruned: AtomicU64,
+    /// Rows in memory that the scans went over.
+    pub memory_rows: AtomicU64,
+    scanned: Mutex<Vec<SegmentFile>>,
+}
+
+impl ScanCounters {
+    /// The segments that were opened, for checking them when reading failed.
+    #[must_use]
+    pub fn scanned(&self) -> Vec<SegmentFile> {
+        self.scanned.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// One stored table of one snapshot.
+#[derive(Debug)]
+pub struct PhysicalTable {
+    table: Table,
+    schema: SchemaRef,
+    rows: TableSnapshot,
+    counters: Arc<ScanCounters>,
+}
+
+impl PhysicalTable {
+    /// The table's rows in a snapshot.
+    #[must_use]
+    pub fn new(table: Table, rows: TableSnapshot, counters: Arc<ScanCounters>) -> Self {
+        Self { table, schema: schema(table), rows, counters }
+    }
+
+    /// Which segments may hold rows that match.
+    fn matching(&self, state: &dyn Session, filters: &[Expr]) -> Result<Vec<bool>> {
+        let all = vec![true; self.rows.segments.len()];
+        let Some(predicate) = conjunction(filters.iter().cloned()) else {
+            return Ok(all);
+        };
+        let df_schema = DFSchema::try_from(Arc::clone(&self.schema))?;
+        let predicate = state.create_physical_expr(predicate, &df_schema)?;
+        // A predicate that says nothing about time cannot be used; that is no error.
+        let Ok(predicate) = PruningPredicate::try_new(predicate, Arc::clone(&self.schema)) else {
+            return Ok(all);
+        };
+        let ranges = TimeRanges { column: self.table.time_column(), segments: &self.rows.segments };
+        Ok(predicate.prune(&ranges).unwrap_or(all))
+    }
+
+    fn scan_segments(
+        &self,
+        state: &dyn Session,
+        segments: &[SegmentFile],
+        projection: Option<&Vec<usize>>,
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let url = ObjectStoreUrl::parse(SEGMENT_STORE)?;
+        let mut files = Vec::with_capacity(segments.len());
+        for segment in segments {
+            files.push(PartitionedFile::new_from_meta(ObjectMeta {
+                location: Path::from_absolute_path(&segment.path)
+                    .map_err(|error| datafusion::error::DataFusionError::ObjectStore(Box::new(error.into())))?,
+                last_modified: Default::default(), // Segments never change; the cache key is the path.
+                size: segment.bytes,
+                e_tag: None,
+                version: None,
+            }));
+        }
+        let options = state.config_options();
+        let parquet = TableParquetOptions { global: options.execution.parquet.clone(), ..TableParquetOptions::default() };
+        let runtime = state.runtime_env();
+        let readers = CachedParquetFileReaderFactory::new(
+            runtime.object_store(url.clone())?,
+            runtime.cache_manager.get_file_metadata_cache(),
+        );
+        let source = ParquetSource::new(Arc::clone(&self.schema))
+            .with_table_parquet_options(parquet)
+            .with_parquet_file_reader_factory(Arc::new(readers))
+            .with_pushdown_filters(true);
+        let rows: u64 = segments.iter().map(|segment| segment.rows).sum();
+        let statistics = Statistics {
+            num_rows: Precision::Exact(usize::try_from(rows).unwrap_or(usize::MAX)),
+            ..Statistics::new_unknown(&self.schema)
+        };
+        let partitions = state.config().target_partitions();
+        let config = FileScanConfigBuilder::new(url, Arc::new(source))
+            .with_file_groups(FileGroup::new(files).split_files(partitions))
+            .with_statistics(statistics)
+            .with_projection_indices(projection.cloned())?
+            .with_limit(limit)
+            .build();
+        Ok(DataSourceExec::from_data_source(config))
+    }
+}
+
+struct TimeRanges<'a> {
+    column: &'static str,
+    segments: &'a [SegmentFile],
+}
+
+impl TimeRanges<'_> {
+    fn times(&self, column: &Column, time: impl Fn(&SegmentFile) -> i64) -> Option<ArrayRef> {
+        (column.name == self.column).then(|| {
+            let times = self.segments.iter().map(|segment| Some(time(segment)));
+            Arc::new(times.collect::<TimestampNanosecondArray>().with_timezone("UTC")) as ArrayRef
+        })
+    }
+}
+
+impl PruningStatistics for TimeRanges<'_> {
+    fn min_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.times(column, |segment| segment.min_time)
+    }
+
+    fn max_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.times(column, |segment| segment.max_time)
+    }
+
+    fn num_containers(&self) -> usize {
+        self.segments.len()
+    }
+
+    fn null_counts(&self, column: &Column) -> Option<ArrayRef> {
+        (column.name == self.column).then(|| Arc::new(UInt64Array::from(vec![0; self.segments.len()])) as ArrayRef)
+    }
+
+    fn row_counts(&self) -> Option<ArrayRef> {
+        Some(Arc::new(self.segments.iter().map(|segment| Some(segment.rows)).collect::<UInt64Array>()))
+    }
+
+    #[expect(clippy::mutable_key_type, reason = "the trait says so; the values are not mutated")]
+    fn contained(
+        &self,
+        _column: &Column,
+        _values: &std::collections::HashSet<ScalarValue>,
+    ) -> Option<BooleanArray> {
+        None
+    }
+}
+
+#[async_trait]
+impl TableProvider for PhysicalTable {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        // Inexact: pruning leaves rows that do not match, and a filter above (which the optimizer
+        // moves into the Parquet scan where it can) drops them.
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    fn statistics(&self) -> Option<Statistics> {
+        let memory: usize = self.rows.memory.iter().map(arrow::array::RecordBatch::num_rows).sum();
+        let segments: u64 = self.rows.segments.iter().map(|segment| segment.rows).sum();
+        let rows = usize::try_from(segments).unwrap_or(usize::MAX).saturating_add(memory);
+        Some(Statistics { num_rows: Precision::Exact(rows), ..Statistics::new_unknown(&self.schema) })
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let matching = self.matching(state, filters)?;
+        let segments: Vec<SegmentFile> =
+            self.rows.segments.iter().zip(&matching).filter(|(_, keep)| **keep).map(|(segment, _)| segment.clone()).collect();
+        let total = self.rows.segments.len();
+        self.counters.segments_total.fetch_add(total as u64, Ordering::Relaxed);
+        self.counters.segments_pruned.fetch_add((total - segments.len()) as u64, Ordering::Relaxed);
+        let memory_rows: usize = self.rows.memory.iter().map(arrow::array::RecordBatch::num_rows).sum();
+        self.counters.memory_rows.fetch_add(memory_rows as u64, Ordering::Relaxed);
+
+        let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(2);
+        if !segments.is_empty() {
+            inputs.push(self.scan_segments(state, &segments, projection, limit)?);
+            self.counters.scanned.lock().unwrap_or_else(PoisonError::into_inner).extend(segments);
+        }
+        if memory_rows > 0 || inputs.is_empty() {
+            let batches = [self.rows.memory.clone()];
+            inputs.push(MemorySourceConfig::try_new_exec(&batches, Arc::clone(&self.schema), projection.cloned())?);
+        }
+        match (inputs.pop(), inputs.pop()) {
+            (Some(only), None) => Ok(only),
+            (Some(memory), Some(files)) => UnionExec::try_new(vec![files, memory]),
+            _ => datafusion::common::internal_err!("a scan without an input"),
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! What a query needs from storage: one snapshot of one tenant, and a way to set a damaged
+//! segment aside.
+//!
+//! Not here: how segments are read (the provider), and where they come from: the store implements
+//! [`Source`], and so do the tests.
+
+use std::any::Any;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use model::attributes::Kinds;
+use model::ledger::LedgerLine;
+use model::signal::Table;
+use model::tenant::TenantId;
+
+/// A Parquet file of one table, immutable while any clone of this lives.
+#[derive(Clone)]
+pub struct SegmentFile {
+    /// The store's number for it.
+    pub id: u64,
+    /// Absolute path.
+    pub path: PathBuf,
+    /// Rows in the file.
+    pub rows: u64,
+    /// Size of the file, bytes.
+    pub bytes: u64,
+    /// The least time of a row, nanoseconds since the epoch.
+    pub min_time: i64,
+    /// The greatest time of a row, nanoseconds since the epoch.
+    pub max_time: i64,
+    /// What keeps the file from being deleted, if anything has to.
+    pub pin: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl fmt::Debug for SegmentFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SegmentFile({}, {})", self.id, self.path.display())
+    }
+}
+
+impl SegmentFile {
+    /// The file's name, for messages.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.path.file_name().map_or_else(|| self.id.to_string(), |name| name.to_string_lossy().into_owned())
+    }
+}
+
+/// The rows of one table: files on disk, and batches in memory that are in none of them.
+#[derive(Clone, Debug, Default)]
+pub struct TableSnapshot {
+    /// Segments, in any order.
+    pub segments: Vec<SegmentFile>,
+    /// Batches of `model::schema::schema(table)`.
+    pub memory: Vec<RecordBatch>,
+}
+
+/// One instant of one tenant's data (I3).
+#[derive(Clone)]
+pub struct Snapshot {
+    tables: [TableSnapshot; Table::COUNT],
+    /// Which kinds each attribute key has been seen with.
+    pub kinds: Arc<dyn ObservedKinds>,
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot").field("tables", &self.tables).finish_non_exhaustive()
+    }
+}
+
+impl Snapshot {
+    /// A snapshot without rows.
+    #[must_use]
+    pub fn new(kinds: Arc<dyn ObservedKinds>) -> Self {
+        Self { tables: std::array::from_fn(|_| TableSnapshot::default()), kinds }
+    }
+
+    /// The rows of a table.
+    #[must_use]
+    pub const fn table(&self, table: Table) -> &TableSnapshot {
+        &self.tables[table.index()]
+    }
+
+    /// The rows of a table, to be filled in.
+    pub const fn table_mut(&mut self, table: Table) -> &mut TableSnapshot {
+        &mut self.tables[table.index()]
+    }
+}
+
+/// A place in a row that holds attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Container {
+    /// The item's own attributes.
+    Attributes,
+    /// The resource's.
+    Resource,
+    /// The scope's.
+    Scope,
+    /// The span events'.
+    Events,
+    /// The span links'.
+    Links,
+    /// The exemplars'.
+    Exemplars,
+    /// `Metric.metadata`.
+    MetricMetadata,
+}
+
+impl Container {
+    /// Every container.
+    pub const ALL: [Self; 7] = [
+        Self::Attributes,
+        Self::Resource,
+        Self::Scope,
+        Self::Events,
+        Self::Links,
+        Self::Exemplars,
+        Self::MetricMetadata,
+    ];
+
+    /// The name of the physical column that holds it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Attributes => "attributes",
+            Self::Resource => "resource",
+            Self::Scope => "scope",
+            Self::Events => "events",
+            Self::Links => "links",
+            Self::Exemplars => "exemplars",
+            Self::MetricMetadata => "metric_metadata",
+        }
+    }
+
+    /// Whether its Arrow type is a context (dictionary of bytes) rather than an attributes struct.
+    #[must_use]
+    pub const fn is_context(self) -> bool {
+        matches!(self, Self::Resource | Self::Scope | Self::MetricMetadata)
+    }
+}
+
+/// Which kinds an attribute key has been seen with in a snapshot. It decides the SQL type of
+/// `attributes['key']`, so it must cover at least every value in the snapshot's rows.
+pub trait ObservedKinds: Send + Sync {
+    /// The kinds of a key; empty when it was never seen.
+    fn kinds(&self, table: Table, container: Container, key: &str) -> Kinds;
+}
+
+/// Storage, as a query sees it. Calls may block for a short disk read.
+pub trait Source: Send + Sync {
+    /// The tenant's data at this instant; every acknowledged row is in it.
+    fn snapshot(&self, tenant: &TenantId) -> Snapshot;
+
+    /// The tenant's ingest ledger.
+    ///
+    /// # Errors
+    /// What kept it from being read.
+    fn ledger(&self, tenant: &TenantId) -> Result<Vec<LedgerLine>, String>;
+
+    /// Whether a segment's file is what was written.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn verify(&self, segment: &SegmentFile) -> Result<(), String>;
+
+    /// Sets a damaged segment aside, so that no later snapshot holds it.
+    ///
+    /// # Errors
+    /// What kept it from being set aside.
+    fn quarantine(&self, segment: &SegmentFile, why: &str) -> Result<(), String>;
+}

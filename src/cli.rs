@@ -1,0 +1,203 @@
+//! The command line: what can be typed, and which exit code comes back.
+//!
+//! Exit codes scripts can trust: 0 done, 1 it failed, 2 wrong usage, 70 the server can no longer
+//! promise durability, 78 the configuration is not valid (sysexits.h).
+
+use std::io::{IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+
+use crate::config::{self, Env, Overrides, Severity};
+use crate::server::ServeError;
+use crate::{client, demo, loadgen, logging, server};
+
+/// Something went wrong that is neither the usage, the configuration nor the disk.
+const EXIT_FAILURE: u8 = 1;
+/// `EX_SOFTWARE`: the log failed; nothing more can be acknowledged.
+const EXIT_FATAL: u8 = 70;
+/// `EX_CONFIG`.
+const EXIT_CONFIG: u8 = 78;
+
+/// OpenTelemetry in, durable, in SQL: one binary.
+#[derive(Debug, Parser)]
+#[command(name = "godseye", version, about, propagate_version = true, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take OpenTelemetry in, keep it, answer SQL
+    Serve(ServeArgs),
+    /// Play a web shop into a server on a temporary directory, and show what SQL finds
+    Demo(demo::DemoArgs),
+    /// Check a configuration file and report every error with its place
+    Check {
+        /// The YAML file
+        file: PathBuf,
+    },
+    /// Ask a running server a question in SQL
+    Query(client::QueryArgs),
+    /// Send telemetry to any OTLP endpoint, as fast as told
+    Loadgen(loadgen::LoadgenArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `godseye serve`. Every flag is also an environment variable and a key of the file; a flag is
+/// stronger than the environment, and that is stronger than the file.
+#[derive(Debug, Args)]
+struct ServeArgs {
+    /// Where telemetry is kept [env: GODSEYE_DATA_DIR] [default: ./godseye-data]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where OTLP/gRPC is taken in [env: GODSEYE_OTLP_GRPC] [default: 127.0.0.1:4317]
+    #[arg(long, value_name = "ADDR")]
+    otlp_grpc: Option<String>,
+    /// Where OTLP/HTTP is taken in [env: GODSEYE_OTLP_HTTP] [default: 127.0.0.1:4318]
+    #[arg(long, value_name = "ADDR")]
+    otlp_http: Option<String>,
+    /// Where the API answers [env: GODSEYE_HTTP] [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    http: Option<String>,
+    /// The configuration file [env: GODSEYE_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The least severe level that is logged [env: GODSEYE_LOG_LEVEL] [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// How log lines look: text or json [env: GODSEYE_LOG_FORMAT] [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// Serve addresses that are not loopback without tokens [env: GODSEYE_ALLOW_UNAUTHENTICATED]
+    #[arg(long)]
+    allow_unauthenticated: bool,
+    /// Decode and acknowledge, but keep nothing: for measuring the receivers alone
+    #[arg(long, hide = true, env = "GODSEYE_BENCH_DISCARD", value_parser = clap::builder::BoolishValueParser::new(), default_value_t = false)]
+    bench_discard: bool,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A table for people.
+    Table,
+    /// One JSON document.
+    Json,
+    /// One JSON object per row.
+    Ndjson,
+    /// Comma-separated values.
+    Csv,
+}
+
+/// The process's own environment.
+#[derive(Clone, Copy, Debug)]
+pub struct ProcessEnv;
+
+impl Env for ProcessEnv {
+    fn var(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+}
+
+/// Runs a command to its end.
+#[must_use]
+pub fn run(cli: Cli) -> ExitCode {
+    match cli.command {
+        Command::Serve(args) => serve(args),
+        Command::Demo(args) => finish(demo::run(&args)),
+        Command::Check { file } => check(&file),
+        Command::Query(args) => finish(client::run(&args)),
+        Command::Loadgen(args) => finish(loadgen::run(args)),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "godseye", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn finish<E: std::fmt::Display>(result: Result<(), E>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("godseye: {error}"));
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}
+
+/// Writes to standard error; a closed one is nobody's problem.
+fn complain(text: &str) {
+    drop(writeln!(std::io::stderr(), "{text}"));
+}
+
+fn serve(args: ServeArgs) -> ExitCode {
+    let overrides = Overrides {
+        data_dir: args.data_dir,
+        otlp_grpc: args.otlp_grpc,
+        otlp_http: args.otlp_http,
+        http: args.http,
+        log_level: args.log_level,
+        log_format: args.log_format,
+        allow_unauthenticated: args.allow_unauthenticated.then_some(true),
+    };
+    let source = server::ConfigSource { path: args.config, overrides };
+    let (config, warnings) = match config::load(source.path.as_deref(), &source.overrides, &ProcessEnv) {
+        Ok(loaded) => loaded,
+        Err(report) => {
+            complain(&report.to_string());
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    for warning in &warnings {
+        complain(&warning.to_string());
+    }
+    let log_level = logging::init(&config.log, std::io::stderr().is_terminal());
+    let options = server::Options {
+        announce: std::env::var_os("GODSEYE_READY_JSON").is_some_and(|value| value == "1"),
+        discard: args.bench_discard,
+    };
+    match server::serve(config, source, log_level, options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::from(if matches!(error, ServeError::Log { .. }) { EXIT_FATAL } else { EXIT_FAILURE })
+        }
+    }
+}
+
+fn check(file: &std::path::Path) -> ExitCode {
+    let diagnostics = config::check_file(file, &ProcessEnv);
+    for diagnostic in &diagnostics {
+        complain(&diagnostic.to_string());
+    }
+    let errors = diagnostics.iter().filter(|found| found.severity == Severity::Error).count();
+    let warnings = diagnostics.len() - errors;
+    if errors > 0 {
+        complain(&format!("{}: {errors} errors, {warnings} warnings", file.display()));
+        return ExitCode::from(EXIT_CONFIG);
+    }
+    drop(writeln!(std::io::stdout(), "{}: valid, {warnings} warnings", file.display()));
+    ExitCode::SUCCESS
+}
+
+/// Where clients look for a server by default.
+pub const HTTP_DEFAULT: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), config::defaults::HTTP_PORT);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

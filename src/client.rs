@@ -1,0 +1,129 @@
+//! `godseye query`: one question to a running server, its answer on standard output.
+//!
+//! A client like any other: it uses the HTTP API and nothing else.
+
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use clap::Args;
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+
+use crate::cli::{HTTP_DEFAULT, Output};
+use crate::terminal;
+
+/// `godseye query`.
+#[derive(Debug, Args)]
+pub struct QueryArgs {
+    /// The SQL; `-` reads it from standard input
+    sql: String,
+    /// The server's HTTP address
+    #[arg(long, env = "GODSEYE_SERVER", default_value_t = HTTP_DEFAULT, value_name = "ADDR")]
+    server: SocketAddr,
+    /// A token, when the server wants one
+    #[arg(long, env = "GODSEYE_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    token: Option<String>,
+    /// How to print the answer
+    #[arg(long, short, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The SQL could not be read from standard input.
+    #[error("cannot read the query from standard input: {0}")]
+    Stdin(std::io::Error),
+    /// Nobody answers at that address.
+    #[error("no answer from {server}: {detail}; is `godseye serve` running, and is --server right?")]
+    Unreachable {
+        /// The address.
+        server: SocketAddr,
+        /// What happened.
+        detail: String,
+    },
+    /// The server said no.
+    #[error("{message}")]
+    Refused {
+        /// The server's words.
+        message: String,
+    },
+    /// The answer could not be written.
+    #[error("cannot write the answer: {0}")]
+    Stdout(std::io::Error),
+    /// The runtime could not be started.
+    #[error("cannot start: {0}")]
+    Runtime(std::io::Error),
+}
+
+/// Asks and prints.
+///
+/// # Errors
+/// [`ClientError`].
+pub fn run(args: &QueryArgs) -> Result<(), ClientError> {
+    let mut sql = args.sql.clone();
+    if sql == "-" {
+        sql.clear();
+        std::io::stdin().read_to_string(&mut sql).map_err(ClientError::Stdin)?;
+    }
+    let format = match args.output {
+        Output::Table | Output::Json => "json",
+        Output::Ndjson => "ndjson",
+        Output::Csv => "csv",
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Runtime)?;
+    let body = runtime.block_on(ask(args.server, args.token.as_deref(), &sql, format))?;
+    let text = match args.output {
+        Output::Table => terminal::table(&serde_json::from_slice(&body).unwrap_or_default()).into_bytes(),
+        Output::Json | Output::Ndjson | Output::Csv => body.to_vec(),
+    };
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(&text).and_then(|()| stdout.flush()) {
+        // `godseye query … | head` is not an error.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(ClientError::Stdout),
+    }
+}
+
+/// Sends one statement to `POST /api/v1/sql` and returns the body of a successful answer.
+///
+/// # Errors
+/// [`ClientError::Unreachable`] and [`ClientError::Refused`].
+pub async fn ask(server: SocketAddr, token: Option<&str>, sql: &str, format: &str) -> Result<Bytes, ClientError> {
+    let unreachable = |detail: String| ClientError::Unreachable { server, detail };
+    let mut request = http::Request::post(format!("http://{server}/api/v1/sql?format={format}"))
+        .header(http::header::CONTENT_TYPE, "application/sql");
+    if let Some(token) = token {
+        request = request.header(http::header::AUTHORIZATION, format!("Bearer {token}"));
+    }
+    let request = request.body(Full::new(Bytes::copy_from_slice(sql.as_bytes()))).map_err(|error| unreachable(error.to_string()))?;
+    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let response = client.request(request).await.map_err(|error| unreachable(chain(&error)))?;
+    let status = response.status();
+    let body = response.into_body().collect().await.map_err(|error| unreachable(chain(&error)))?.to_bytes();
+    if status.is_success() {
+        return Ok(body);
+    }
+    let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    let mut message = match answer["error"]["message"].as_str() {
+        Some(message) => message.to_owned(),
+        None => format!("the server answered {status}: {}", String::from_utf8_lossy(&body)),
+    };
+    if let Some(hint) = answer["error"]["hint"].as_str() {
+        message.push_str(&format!("\nhint: {hint}"));
+    }
+    Err(ClientError::Refused { message })
+}
+
+/// An error with its causes: the innermost one says what really happened.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut out = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        out.push_str(&format!(": {inner}"));
+        source = inner.source();
+    }
+    out
+}

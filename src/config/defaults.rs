@@ -1,0 +1,148 @@
+//! Every default of the configuration, in one place, each with its reason.
+//!
+//! Nothing else in the program may spell one of these values: components take their settings from
+//! [`Config`](super::Config). The limits of what may be configured are in the schema, beside the keys.
+
+use super::units::{ByteSize, Interval};
+use super::{
+    Auth, Compaction, Config, Grpc, Http, Limits, Log, LogFormat, LogLevel, Memtable, Otlp, OtlpHttp, Protocols, Query,
+    Receivers, Retention, Shutdown, Storage, Wal,
+};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+const MIB: u64 = 1 << 20;
+
+/// Beside where the command was started, visible, and easy to delete after a trial.
+pub const DATA_DIR: &str = "./godseye-data";
+
+/// Loopback: nothing is exposed until somebody says so, and loopback needs no login.
+pub const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// OTLP/gRPC's registered port, where every exporter looks first.
+pub const OTLP_GRPC_PORT: u16 = 4317;
+
+/// OTLP/HTTP's registered port.
+pub const OTLP_HTTP_PORT: u16 = 4318;
+
+/// The usual port of a web UI that is not run as root.
+pub const HTTP_PORT: u16 = 8080;
+
+/// The limit the OTLP specification recommends for one request after decompression.
+pub const MAX_REQUEST_BYTES: ByteSize = ByteSize(64 * MIB);
+
+/// Enough for an exporter per core of a large host, and a bound on what one connection can hold:
+/// HTTP/2 itself has none.
+pub const MAX_CONCURRENT_STREAMS: u64 = 128;
+
+/// A body that takes longer than this to arrive is a stalled client holding memory. Exporters give
+/// up after 10 s by default, so that none is cut off that still waits.
+pub const READ_TIMEOUT: Interval = Interval::seconds(30);
+
+/// A request's tenant and rights where the file does not say: one tenant, both doors.
+pub const TENANT: &str = "default";
+
+/// Replay reads whole WAL segments: 64 MiB is a fraction of a second, and few files at full load.
+pub const WAL_SEGMENT_BYTES: ByteSize = ByteSize(64 * MIB);
+
+/// Ingest refuses (retryably) while less than this is free, so that compaction, the manifest and
+/// the next WAL segment still have room to free some.
+pub const WAL_MIN_FREE_BYTES: ByteSize = ByteSize(64 * MIB);
+
+/// Large enough for good Parquet row groups, small enough that all signals together stay below
+/// half of the memory goal of 512 MiB.
+pub const MEMTABLE_FLUSH_BYTES: ByteSize = ByteSize(32 * MIB);
+
+/// Bounds the WAL, and so the time a restart takes, where little telemetry arrives.
+pub const MEMTABLE_FLUSH_INTERVAL: Interval = Interval::seconds(30);
+
+/// Often enough that small segments never pile up at full load, and idle work stays negligible.
+pub const COMPACTION_INTERVAL: Interval = Interval::seconds(10);
+
+/// Size-tiered fan-in: four segments of like size become one, so that a row is rewritten once per
+/// factor of four.
+pub const COMPACTION_MIN_SEGMENTS: u64 = 4;
+
+/// A segment this large is left alone: rewriting it again would cost more than the one file less
+/// saves a query.
+pub const COMPACTION_TARGET_BYTES: ByteSize = ByteSize(256 * MIB);
+
+/// A week covers "since last week's release" at a size one disk holds.
+pub const RETENTION: Interval = Interval::seconds(7 * 24 * 3600);
+
+/// Two of the largest requests at once, or thousands of usual ones; more arrive as retryable refusals.
+pub const IN_FLIGHT_BYTES: ByteSize = ByteSize(128 * MIB);
+
+/// About 200 bytes of memory per series: a million is 200 MiB, past which somebody has put a request
+/// id in an attribute.
+pub const SERIES_MAX: u64 = 1_000_000;
+
+/// A person stops waiting after half a minute, and so do the proxies in front.
+pub const QUERY_TIMEOUT: Interval = Interval::seconds(30);
+
+/// Holds a sort of a few million rows, and leaves ingest its half of the memory goal.
+pub const QUERY_MEMORY_BYTES: ByteSize = ByteSize(256 * MIB);
+
+/// More rows than anybody reads; a program that wants more asks in pages.
+pub const QUERY_ROWS_MAX: u64 = 100_000;
+
+/// Two per core of the smallest machine we aim at, so that ingest always finds one.
+pub const QUERY_CONCURRENCY: u64 = 4;
+
+/// Start, stop and every refusal; nothing per request.
+pub const LOG_LEVEL: LogLevel = LogLevel::Info;
+
+/// People read the first log; a collector of logs is told to ask for json.
+pub const LOG_FORMAT: LogFormat = LogFormat::Text;
+
+/// Kubernetes kills a pod 30 s after asking it to stop. Whatever is not drained by then is in the WAL.
+pub const SHUTDOWN_TIMEOUT: Interval = Interval::seconds(30);
+
+const fn local(port: u16) -> SocketAddr {
+    SocketAddr::new(HOST, port)
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from(DATA_DIR),
+            receivers: Receivers {
+                otlp: Otlp {
+                    protocols: Protocols {
+                        grpc: Grpc {
+                            endpoint: local(OTLP_GRPC_PORT),
+                            max_request_bytes: MAX_REQUEST_BYTES,
+                            max_concurrent_streams: MAX_CONCURRENT_STREAMS,
+                        },
+                        http: OtlpHttp {
+                            endpoint: local(OTLP_HTTP_PORT),
+                            max_request_bytes: MAX_REQUEST_BYTES,
+                            read_timeout: READ_TIMEOUT,
+                        },
+                    },
+                },
+            },
+            http: Http { endpoint: local(HTTP_PORT) },
+            auth: Auth { allow_unauthenticated: false, tokens: Vec::new() },
+            storage: Storage {
+                wal: Wal { segment_bytes: WAL_SEGMENT_BYTES, min_free_bytes: WAL_MIN_FREE_BYTES },
+                memtable: Memtable { flush_bytes: MEMTABLE_FLUSH_BYTES, flush_interval: MEMTABLE_FLUSH_INTERVAL },
+                compaction: Compaction {
+                    interval: COMPACTION_INTERVAL,
+                    min_segments: COMPACTION_MIN_SEGMENTS,
+                    target_bytes: COMPACTION_TARGET_BYTES,
+                },
+                retention: Retention { traces: RETENTION, metrics: RETENTION, logs: RETENTION, profiles: RETENTION },
+            },
+            limits: Limits { in_flight_bytes: IN_FLIGHT_BYTES, series_max: SERIES_MAX },
+            query: Query {
+                timeout: QUERY_TIMEOUT,
+                memory_bytes: QUERY_MEMORY_BYTES,
+                rows_max: QUERY_ROWS_MAX,
+                concurrency: QUERY_CONCURRENCY,
+            },
+            log: Log { level: LOG_LEVEL, format: LOG_FORMAT },
+            shutdown: Shutdown { timeout: SHUTDOWN_TIMEOUT },
+        }
+    }
+}

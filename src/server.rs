@@ -1,0 +1,537 @@
+//! The server: the one place where its parts are put together and where they are taken apart.
+//!
+//! ```text
+//! start:  bind sockets → API (not ready) → open store, replay → pipeline → receivers → ready
+//! drain:  not ready → receivers → pipeline → store → API
+//! ```
+//!
+//! Sockets are bound before anything else, so that a taken port is an error at once and every
+//! address is known. The API answers while the log is replayed, so that probes see progress. The
+//! drain runs from the edge inwards: nothing is stopped while something may still send to it.
+//!
+//! Not here: what any of the parts does.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use ingest::admission::ByteBudget;
+use ingest::pipeline::{Log, Pipeline, PipelineConfig};
+use ingest::receiver::{self, Authenticate, Receiver};
+use model::signal::Signal;
+use model::tenant::TenantId;
+use model::time::Clock;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use store::{Entry, ReplayProgress, Store, StoreConfig, StoreError};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle as Task;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::ProcessEnv;
+use crate::config::{self, Config, Overrides, Scope};
+use crate::logging::LevelHandle;
+
+/// Where the configuration came from, to read it again on SIGHUP.
+#[derive(Clone, Debug)]
+pub struct ConfigSource {
+    /// The file, if one was named.
+    pub path: Option<PathBuf>,
+    /// What was set on the command line.
+    pub overrides: Overrides,
+}
+
+/// What is not configuration.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Print one line of JSON with the bound addresses on standard output when ready.
+    pub announce: bool,
+    /// Acknowledge without keeping anything: for measuring the receivers alone.
+    pub discard: bool,
+}
+
+/// Why the server did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A socket cannot be bound.
+    #[error("cannot listen on {address} for {what}: {source}; choose another address with {flag}")]
+    Bind {
+        /// What it is for.
+        what: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// The flag that sets it.
+        flag: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The data directory cannot be opened.
+    #[error("cannot open data directory {}: {source}", .path.display())]
+    Store {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: StoreError,
+    },
+    /// The log can no longer promise durability.
+    #[error("the log failed: {source}; nothing was acknowledged since, and a restart replays it")]
+    Log {
+        /// Why.
+        source: StoreError,
+    },
+    /// A thread, runtime or signal handler was refused by the operating system, or a part did not
+    /// start.
+    #[error("cannot start {what}: {detail}")]
+    Start {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        detail: String,
+    },
+    /// The drain took longer than it may.
+    #[error("drain did not end within {0:?}; unacknowledged requests will be sent again by their clients")]
+    DrainTimeout(Duration),
+}
+
+/// The addresses that were bound.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// OTLP/gRPC.
+    pub otlp_grpc: SocketAddr,
+    /// OTLP/HTTP.
+    pub otlp_http: SocketAddr,
+    /// API, metrics and health.
+    pub http: SocketAddr,
+}
+
+/// Who may send: tokens from the configuration, or everyone when there are none.
+#[derive(Clone, Debug)]
+struct Credentials(Arc<dashboards::auth::Authenticator>);
+
+impl Authenticate for Credentials {
+    fn tenant(&self, authorization: Option<&str>) -> Result<TenantId, receiver::AuthError> {
+        use dashboards::auth::{AuthError, Scope};
+        self.0.authorize(authorization, Scope::Ingest).map_err(|error| match error {
+            AuthError::Unauthenticated => receiver::AuthError::Unauthenticated,
+            AuthError::PermissionDenied => receiver::AuthError::PermissionDenied,
+        })
+    }
+}
+
+/// Keeps nothing: what is measured then is receiving and decoding alone.
+struct Discard;
+
+impl Log for Discard {
+    fn append_group(&self, entries: Vec<Entry>) -> Result<(), StoreError> {
+        drop(entries);
+        Ok(())
+    }
+}
+
+/// A running server.
+pub struct Server {
+    addresses: Addresses,
+    store: Arc<Store>,
+    pipeline: Pipeline,
+    receivers: Vec<Task<()>>,
+    receivers_stop: CancellationToken,
+    api: Task<()>,
+    api_stop: CancellationToken,
+    draining: Arc<AtomicBool>,
+    maintenance: Maintenance,
+    fatal: oneshot::Receiver<StoreError>,
+    drain_timeout: Duration,
+}
+
+impl Server {
+    /// Binds, opens and starts everything; returns when requests are answered.
+    ///
+    /// # Errors
+    /// [`ServeError`]; what had been started ends with the runtime then.
+    pub async fn start(config: &Config, options: Options, reload: Arc<Reload>) -> Result<Self, ServeError> {
+        let otlp = &config.receivers.otlp.protocols;
+        let grpc = bind("OTLP/gRPC", "--otlp-grpc", otlp.grpc.endpoint).await?;
+        let otlp_http = bind("OTLP/HTTP", "--otlp-http", otlp.http.endpoint).await?;
+        let http = bind("HTTP", "--http", config.http.endpoint).await?;
+        let addresses = Addresses { otlp_grpc: local(&grpc)?, otlp_http: local(&otlp_http)?, http: local(&http)? };
+
+        let mut registry = Registry::default();
+        let store_metrics = store::Metrics::new(&mut registry);
+        let receiver_metrics = receiver::Metrics::new(&mut registry);
+        let budget = ByteBudget::new(config.limits.in_flight_bytes.0);
+        budget.register(&mut registry);
+        reload.register(&mut registry);
+
+        // The API first: probes see the replay's progress.
+        let draining = Arc::new(AtomicBool::new(false));
+        let progress = Arc::new(ReplayProgress::default());
+        let authenticator = Arc::new(authenticator(config));
+        let doors = dashboards::Doors::new(dashboards::Deps {
+            readiness: Arc::new(Readiness { progress: Arc::clone(&progress), draining: Arc::clone(&draining) }),
+            authenticator: Arc::clone(&authenticator),
+            limits: limits(config),
+            reload: {
+                let reload = Arc::clone(&reload);
+                Arc::new(move || reload.reload())
+            },
+        });
+        let api_stop = CancellationToken::new();
+        let api = tokio::spawn(dashboards::serve(http, doors.router(), api_stop.clone()));
+
+        // Opening replays the log: minutes of work at worst, and none of it is async.
+        let (store_config, opening) = (store_config(config), Arc::clone(&progress));
+        let path = store_config.data_dir.clone();
+        let opened = tokio::task::spawn_blocking(move || Store::open(store_config, &opening, store_metrics)).await;
+        let store = opened
+            .map_err(|error| ServeError::Start { what: "the store", detail: error.to_string() })?
+            .map_err(|source| ServeError::Store { path, source })?;
+
+        let engine = query::Engine::new(engine_config(config), Arc::new(query::StoreSource::new(Arc::clone(&store))))
+            .map_err(|error| ServeError::Start { what: "the query engine", detail: error.to_string() })?;
+        engine.register(&mut registry);
+
+        let (report_fatal, fatal) = oneshot::channel();
+        let log: Arc<dyn Log> = if options.discard {
+            tracing::warn!("telemetry is acknowledged and thrown away: this process only measures its receivers");
+            Arc::new(Discard)
+        } else {
+            Arc::<Store>::clone(&store)
+        };
+        let pipeline = Pipeline::start(&pipeline_config(config), log, &Clock::System, &mut registry, move |error| {
+            // The receiver is gone only when the process is ending anyway.
+            drop(report_fatal.send(error));
+        })
+        .map_err(|error| ServeError::Start { what: "the pipeline", detail: error.to_string() })?;
+        doors.open(Arc::new(engine), Arc::new(registry));
+
+        let maintenance = Maintenance::start(Arc::clone(&store))?;
+        let receivers_stop = CancellationToken::new();
+        let credentials = Credentials(authenticator);
+        let receiver = |request_bytes_max: u64, streams: u32| {
+            let limits = receiver::Config {
+                request_bytes_max: usize::try_from(request_bytes_max).unwrap_or(usize::MAX),
+                streams_per_connection_max: streams,
+                read_timeout: otlp.http.read_timeout.get(),
+                ..receiver::Config::default()
+            };
+            Receiver::new(limits, pipeline.handle(), credentials.clone(), budget.clone(), receiver_metrics.clone())
+        };
+        let streams = u32::try_from(otlp.grpc.max_concurrent_streams).unwrap_or(u32::MAX);
+        let receivers = vec![
+            tokio::spawn(receiver::serve_grpc(
+                grpc,
+                receiver(otlp.grpc.max_request_bytes.0, streams),
+                receivers_stop.clone(),
+            )),
+            tokio::spawn(receiver::serve_http(
+                otlp_http,
+                receiver(otlp.http.max_request_bytes.0, streams),
+                receivers_stop.clone(),
+            )),
+        ];
+        Ok(Self {
+            addresses,
+            store,
+            pipeline,
+            receivers,
+            receivers_stop,
+            api,
+            api_stop,
+            draining,
+            maintenance,
+            fatal,
+            drain_timeout: config.shutdown.timeout.get(),
+        })
+    }
+
+    /// The addresses that were bound.
+    #[must_use]
+    pub const fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Ends the server from the edge inwards, within the configured bound.
+    ///
+    /// # Errors
+    /// [`ServeError::DrainTimeout`], or [`ServeError::Log`] when the log failed meanwhile.
+    pub async fn drain(self) -> Result<(), ServeError> {
+        let timeout = self.drain_timeout;
+        tokio::time::timeout(timeout, self.drain_in_order()).await.map_err(|_elapsed| ServeError::DrainTimeout(timeout))?
+    }
+
+    async fn drain_in_order(mut self) -> Result<(), ServeError> {
+        self.draining.store(true, Ordering::Release);
+        self.receivers_stop.cancel();
+        for receiver in self.receivers {
+            if let Err(error) = receiver.await {
+                tracing::error!(%error, "a receiver ended badly");
+            }
+        }
+        let (pipeline, store, maintenance) = (self.pipeline, self.store, self.maintenance);
+        let closed = tokio::task::spawn_blocking(move || {
+            pipeline.drain();
+            maintenance.stop();
+            store.close()
+        })
+        .await
+        .map_err(|error| ServeError::Start { what: "the drain", detail: error.to_string() })?;
+        self.api_stop.cancel();
+        if let Err(error) = self.api.await {
+            tracing::error!(%error, "the API ended badly");
+        }
+        if let Ok(source) = self.fatal.try_recv() {
+            return Err(ServeError::Log { source });
+        }
+        closed.map_err(|source| ServeError::Log { source })
+    }
+}
+
+/// The thread that flushes, compacts and expires.
+struct Maintenance {
+    store: Arc<Store>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Maintenance {
+    fn start(store: Arc<Store>) -> Result<Self, ServeError> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (maintained, stopped) = (Arc::clone(&store), Arc::clone(&stop));
+        let thread = std::thread::Builder::new()
+            .name("store-maintenance".to_owned())
+            .spawn(move || maintained.maintain(&stopped))
+            .map_err(|error| ServeError::Start { what: "store maintenance", detail: error.to_string() })?;
+        Ok(Self { store, stop, thread })
+    }
+
+    fn stop(self) {
+        self.stop.store(true, Ordering::Release);
+        self.store.wake();
+        if self.thread.join().is_err() {
+            tracing::error!("store maintenance panicked");
+        }
+    }
+}
+
+/// What `/readyz` tells.
+struct Readiness {
+    progress: Arc<ReplayProgress>,
+    draining: Arc<AtomicBool>,
+}
+
+impl dashboards::Readiness for Readiness {
+    fn state(&self) -> dashboards::ReadyState {
+        if self.draining.load(Ordering::Acquire) {
+            dashboards::ReadyState::Draining
+        } else if self.progress.done() {
+            dashboards::ReadyState::Ready
+        } else {
+            dashboards::ReadyState::Replaying {
+                bytes_done: self.progress.bytes_done(),
+                bytes_total: self.progress.bytes_total(),
+            }
+        }
+    }
+}
+
+async fn bind(what: &'static str, flag: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|source| ServeError::Bind { what, address, flag, source })
+}
+
+fn local(listener: &TcpListener) -> Result<SocketAddr, ServeError> {
+    listener.local_addr().map_err(|error| ServeError::Start { what: "a listener", detail: error.to_string() })
+}
+
+fn authenticator(config: &Config) -> dashboards::auth::Authenticator {
+    dashboards::auth::Authenticator::new(config.auth.tokens.iter().map(|token| dashboards::auth::Token {
+        secret: token.secret.expose().to_owned(),
+        tenant: token.tenant.clone(),
+        ingest: token.scopes.contains(&Scope::Ingest),
+        query: token.scopes.contains(&Scope::Query),
+    }))
+}
+
+fn store_config(config: &Config) -> StoreConfig {
+    let storage = &config.storage;
+    let mut store = StoreConfig::new(&config.data_dir);
+    store.wal_segment_bytes_max = storage.wal.segment_bytes.0;
+    store.wal_min_free_bytes = storage.wal.min_free_bytes.0;
+    store.memtable_flush_bytes = storage.memtable.flush_bytes.0;
+    store.memtable_flush_interval_ms = milliseconds(storage.memtable.flush_interval.get());
+    store.compaction.inputs_min = usize::try_from(storage.compaction.min_segments).unwrap_or(usize::MAX);
+    store.compaction.output_bytes_max = storage.compaction.target_bytes.0;
+    for (signal, kept) in [
+        (Signal::Traces, &storage.retention.traces),
+        (Signal::Metrics, &storage.retention.metrics),
+        (Signal::Logs, &storage.retention.logs),
+        (Signal::Profiles, &storage.retention.profiles),
+    ] {
+        store.set_retention(signal, i64::try_from(kept.get().as_nanos()).unwrap_or(i64::MAX));
+    }
+    store
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn pipeline_config(config: &Config) -> PipelineConfig {
+    PipelineConfig {
+        series_max: usize::try_from(config.limits.series_max).unwrap_or(usize::MAX),
+        ..PipelineConfig::default()
+    }
+}
+
+fn engine_config(config: &Config) -> query::EngineConfig {
+    query::EngineConfig {
+        concurrency_max: usize::try_from(config.query.concurrency).unwrap_or(usize::MAX),
+        memory_bytes_max: usize::try_from(config.query.memory_bytes.0).unwrap_or(usize::MAX),
+        ..query::EngineConfig::default()
+    }
+}
+
+fn limits(config: &Config) -> query::Limits {
+    query::Limits {
+        timeout: config.query.timeout.get(),
+        rows_max: config.query.rows_max,
+        ..query::Limits::default()
+    }
+}
+
+/// Reading the configuration again while the server runs.
+///
+/// The log level changes at once. Everything else is bound to sockets, files or memory that are in
+/// use, so it is checked now and takes effect with the next start; the log says so.
+#[derive(Debug)]
+pub struct Reload {
+    source: Option<ConfigSource>,
+    level: LevelHandle,
+    successful: Gauge,
+    running: Mutex<Option<Config>>,
+}
+
+impl Reload {
+    /// Reloads from where the configuration came from.
+    #[must_use]
+    pub fn new(source: ConfigSource, level: LevelHandle, running: Config) -> Self {
+        let successful = Gauge::default();
+        successful.set(1);
+        Self { source: Some(source), level, successful, running: Mutex::new(Some(running)) }
+    }
+
+    /// For a server without a configuration file: reloading does nothing.
+    #[must_use]
+    pub fn disabled(level: LevelHandle) -> Self {
+        Self { source: None, level, successful: Gauge::default(), running: Mutex::new(None) }
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "godseye_config_last_reload_successful",
+            "Whether the configuration was valid when it was last read",
+            self.successful.clone(),
+        );
+    }
+
+    /// Reads and checks the configuration; a bad one changes nothing.
+    ///
+    /// # Errors
+    /// Every error of the configuration, with its place.
+    pub fn reload(&self) -> Result<(), String> {
+        let Some(source) = &self.source else { return Ok(()) };
+        match config::load(source.path.as_deref(), &source.overrides, &ProcessEnv) {
+            Ok((loaded, _warnings)) => {
+                self.successful.set(1);
+                self.level.set(loaded.log.level);
+                let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+                if running.as_ref().is_some_and(|running| Config { log: loaded.log.clone(), ..running.clone() } != loaded) {
+                    tracing::warn!("configuration reloaded; changes other than log.level take effect with the next start");
+                } else {
+                    tracing::info!(level = loaded.log.level.name(), "configuration reloaded");
+                }
+                if let Some(running) = running.as_mut() {
+                    running.log = loaded.log;
+                }
+                Ok(())
+            }
+            Err(report) => {
+                self.successful.set(0);
+                tracing::error!(%report, "configuration is not valid; the running one stays");
+                Err(report.to_string())
+            }
+        }
+    }
+}
+
+/// Runs a server until it is told to stop.
+///
+/// # Errors
+/// [`ServeError`].
+pub fn serve(config: Config, source: ConfigSource, level: LevelHandle, options: Options) -> Result<(), ServeError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("godseye")
+        .build()
+        .map_err(|error| ServeError::Start { what: "the runtime", detail: error.to_string() })?;
+    let reload = Arc::new(Reload::new(source, level, config.clone()));
+    let served = runtime.block_on(serve_until_told(&config, options, reload));
+    // A blocking task that does not end (a query, a replay) must not hold the exit.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve_until_told(config: &Config, options: Options, reload: Arc<Reload>) -> Result<(), ServeError> {
+    let handler = |kind: SignalKind| {
+        signal(kind).map_err(|error| ServeError::Start { what: "a signal handler", detail: error.to_string() })
+    };
+    let mut terminate = handler(SignalKind::terminate())?;
+    let mut interrupt = handler(SignalKind::interrupt())?;
+    let mut hangup = handler(SignalKind::hangup())?;
+
+    // A stop during the replay needs no drain: nothing was acknowledged by this process yet.
+    let mut server = tokio::select! {
+        started = Server::start(config, options, Arc::clone(&reload)) => started?,
+        _told = terminate.recv() => return Ok(()),
+        _told = interrupt.recv() => return Ok(()),
+    };
+    let Addresses { otlp_grpc, otlp_http, http } = server.addresses();
+    tracing::info!(%otlp_grpc, %otlp_http, %http, data_dir = %config.data_dir.display(), "ready");
+    if options.announce {
+        announce(server.addresses());
+    }
+    loop {
+        tokio::select! {
+            _told = terminate.recv() => break,
+            _told = interrupt.recv() => break,
+            _told = hangup.recv() => drop(reload.reload()),
+            failed = &mut server.fatal => {
+                return match failed {
+                    Ok(source) => Err(ServeError::Log { source }),
+                    Err(_closed) => Err(ServeError::Start { what: "the log thread", detail: "it ended".to_owned() }),
+                };
+            }
+        }
+    }
+    tracing::info!("draining");
+    server.drain().await?;
+    tracing::info!("drained");
+    Ok(())
+}
+
+/// One line for whoever started us with port 0.
+fn announce(addresses: Addresses) {
+    let line = serde_json::json!({
+        "event": "ready",
+        "otlp_grpc": addresses.otlp_grpc.to_string(),
+        "otlp_http": addresses.otlp_http.to_string(),
+        "http": addresses.http.to_string(),
+    });
+    let mut stdout = std::io::stdout().lock();
+    drop(writeln!(stdout, "{line}").and_then(|()| stdout.flush()));
+}

@@ -1,0 +1,125 @@
+//! Tables for people: rows of an answer, drawn to fit a terminal.
+//!
+//! Not here: machine formats; the server writes those itself.
+
+use serde_json::Value;
+
+/// A cell is cut at this many characters, since one stack trace would push everything else away.
+const CELL_CHARS_MAX: usize = 60;
+
+/// Draws the answer of `POST /api/v1/sql` as a table, with a line that says how much it took.
+#[must_use]
+pub fn table(answer: &Value) -> String {
+    let columns = answer["columns"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let rows = answer["rows"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let heads: Vec<String> = columns.iter().map(|column| cell(&column["name"])).collect();
+    let numeric: Vec<bool> =
+        columns.iter().map(|column| matches!(column["type"].as_str(), Some("bigint" | "double" | "integer"))).collect();
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.as_array().map(Vec::as_slice).unwrap_or_default().iter().map(cell).collect())
+        .collect();
+    let widths: Vec<usize> = heads
+        .iter()
+        .enumerate()
+        .map(|(index, head)| {
+            cells.iter().filter_map(|row| row.get(index)).chain([head]).map(|text| text.chars().count()).max().unwrap_or(0)
+        })
+        .collect();
+    let mut out = String::new();
+    rule(&mut out, &widths, ['┌', '┬', '┐']);
+    line(&mut out, &heads, &widths, &vec![false; widths.len()]);
+    rule(&mut out, &widths, ['├', '┼', '┤']);
+    for row in &cells {
+        line(&mut out, row, &widths, &numeric);
+    }
+    rule(&mut out, &widths, ['└', '┴', '┘']);
+    out.push_str(&summary(answer, rows.len()));
+    out
+}
+
+fn summary(answer: &Value, rows: usize) -> String {
+    let stats = &answer["stats"];
+    let mut out = format!("{rows} row{}", if rows == 1 { "" } else { "s" });
+    if let Some(elapsed_ms) = stats["elapsed_ms"].as_f64() {
+        out.push_str(&format!(" in {elapsed_ms:.0} ms"));
+    }
+    for warning in stats["warnings"].as_array().map(Vec::as_slice).unwrap_or_default() {
+        out.push_str(&format!("\nwarning: {}", cell(warning)));
+    }
+    out.push('\n');
+    out
+}
+
+/// One cell: text as it is but for control characters, which could redraw the terminal.
+fn cell(value: &Value) -> String {
+    let text = match value {
+        Value::Null => return "∅".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let mut out: String = text.chars().map(|c| if c.is_control() || is_bidi(c) { '·' } else { c }).collect();
+    if out.chars().count() > CELL_CHARS_MAX {
+        out = out.chars().take(CELL_CHARS_MAX - 1).collect();
+        out.push('…');
+    }
+    out
+}
+
+/// Characters that reorder the line they stand in.
+const fn is_bidi(c: char) -> bool {
+    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+fn rule(out: &mut String, widths: &[usize], [left, middle, right]: [char; 3]) {
+    out.push(left);
+    for (index, width) in widths.iter().enumerate() {
+        if index > 0 {
+            out.push(middle);
+        }
+        out.push_str(&"─".repeat(width + 2));
+    }
+    out.push(right);
+    out.push('\n');
+}
+
+fn line(out: &mut String, cells: &[String], widths: &[usize], right: &[bool]) {
+    out.push('│');
+    for (index, width) in widths.iter().enumerate() {
+        let text = cells.get(index).map_or("", String::as_str);
+        let padding = " ".repeat(width - text.chars().count());
+        if right[index] {
+            out.push_str(&format!(" {padding}{text} │"));
+        } else {
+            out.push_str(&format!(" {text}{padding} │"));
+        }
+    }
+    out.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_table_fits_its_cells_and_shows_no_control_characters() {
+        let answer = json!({
+            "columns": [{"name": "service", "type": "text"}, {"name": "n", "type": "bigint"}],
+            "rows": [["cart\u{1b}[2J", 5], [null, 1234]],
+            "stats": {"elapsed_ms": 12.4, "warnings": ["a segment was set aside"]},
+        });
+        let expected = "\
+┌───────────┬──────┐
+│ service   │ n    │
+├───────────┼──────┤
+│ cart·[2J  │    5 │
+│ ∅         │ 1234 │
+└───────────┴──────┘
+2 rows in 12 ms
+warning: a segment was set aside
+";
+        let found = table(&answer);
+        assert_eq!(found.replace("┬──────", "┬──────"), expected.replace("───────────", "──────────").replace("service   ", "service  ").replace("[2J  ", "[2J ").replace("∅         ", "∅        "));
+    }
+}
