@@ -1,14 +1,176 @@
-//! dashboards
-// NOTE from the lead to whoever writes this crate (replace this file): /work/main/src/server.rs already uses this contract,
-// please provide it so that the API can answer probes while the log is still being replayed:
-//   pub enum ReadyState { Ready, Draining, Replaying { bytes_done: u64, bytes_total: u64 } }
-//   pub trait Readiness: Send + Sync { fn state(&self) -> ReadyState; }
-//   pub struct Deps { pub readiness: Arc<dyn Readiness>, pub authenticator: Arc<auth::Authenticator>, pub limits: query::Limits,
-//                     pub reload: Arc<dyn Fn() -> Result<(), String> + Send + Sync> }
-//   pub struct Doors (Clone); Doors::new(Deps); doors.router() -> axum::Router;
-//   doors.open(Arc<query::Engine>, Arc<prometheus_client::registry::Registry>)  // once, after replay; until then /api/* and /metrics answer 503 + Retry-After
-//   pub async fn serve(listener: tokio::net::TcpListener, router: axum::Router, stop: CancellationToken)  // graceful
-//   auth::Token { secret: String, tenant: TenantId, ingest: bool, query: bool }; auth::Authenticator::new(impl IntoIterator<Item = auth::Token>)
-//   auth::Scope { Ingest, Query }; authenticator.authorize(Option<&str> /*Authorization header*/, Scope) -> Result<TenantId, auth::AuthError>
-//   auth::AuthError { Unauthenticated, PermissionDenied }
-// and in crate query: `query::StoreSource::new(Arc<store::Store>)` implementing query::Source over the store crate.
+//! The HTTP door: SQL, metrics, health, reload.
+//!
+//! The door opens before the store does, so that probes see a replay's progress: until
+//! [`Doors::open`] is called, `/readyz` tells how far it is and everything that needs data answers
+//! 503 with `Retry-After`.
+//!
+//! Not here: what a query is (`query`), OTLP (`ingest`), and the web UI, which is not built yet.
+//!
+//! # Layout
+//! - [`auth`]: tokens to tenants, for every door of the process
+//! - `sql`: `POST /api/v1/sql`, streamed, in four formats
+//! - `probes`: `/healthz`, `/readyz`, `/metrics`, `/-/reload`, `/`
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
+
+pub mod auth;
+mod probes;
+mod sql;
+#[cfg(test)]
+mod tests;
+
+use std::future::IntoFuture as _;
+use std::sync::{Arc, OnceLock};
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// A statement's text, bytes: the guard takes 64 KiB; a little more lets it say so itself.
+const STATEMENT_BYTES_MAX: usize = 128 << 10;
+
+/// When a client that came too early should come back.
+const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("2");
+
+/// Whether the server can take telemetry and answer questions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadyState {
+    /// It can.
+    Ready,
+    /// It is ending.
+    Draining,
+    /// It is reading its log.
+    Replaying {
+        /// Bytes read.
+        bytes_done: u64,
+        /// Bytes there are; 0 until known.
+        bytes_total: u64,
+    },
+}
+
+/// Who knows the state.
+pub trait Readiness: Send + Sync {
+    /// The state now.
+    fn state(&self) -> ReadyState;
+}
+
+/// Reads the configuration again; the text says why it could not.
+pub type ReloadFn = dyn Fn() -> Result<(), String> + Send + Sync;
+
+/// What the doors need from the start.
+pub struct Deps {
+    /// For `/readyz`.
+    pub readiness: Arc<dyn Readiness>,
+    /// For `/api` and `/-/reload`.
+    pub authenticator: Arc<auth::Authenticator>,
+    /// Limits of one query.
+    pub limits: query::Limits,
+    /// For `/-/reload`.
+    pub reload: Arc<ReloadFn>,
+}
+
+/// What the doors need once the store is open.
+struct Opened {
+    engine: Arc<query::Engine>,
+    registry: Arc<Registry>,
+}
+
+struct Shared {
+    deps: Deps,
+    opened: OnceLock<Opened>,
+}
+
+/// The doors. Cheap to clone.
+#[derive(Clone)]
+pub struct Doors(Arc<Shared>);
+
+impl Doors {
+    /// Doors that are still closed.
+    #[must_use]
+    pub fn new(deps: Deps) -> Self {
+        Self(Arc::new(Shared { deps, opened: OnceLock::new() }))
+    }
+
+    /// Opens them. A second call changes nothing.
+    pub fn open(&self, engine: Arc<query::Engine>, registry: Arc<Registry>) {
+        drop(self.0.opened.set(Opened { engine, registry }));
+    }
+
+    /// Every route.
+    #[must_use]
+    pub fn router(&self) -> Router {
+        Router::new()
+            .route("/api/v1/sql", post(sql::sql))
+            .route("/metrics", get(probes::metrics))
+            .route("/healthz", get(probes::healthz))
+            .route("/readyz", get(probes::readyz))
+            .route("/-/reload", post(probes::reload))
+            .route("/", get(probes::index))
+            .fallback(|| async { error(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path", None) })
+            .layer(DefaultBodyLimit::max(STATEMENT_BYTES_MAX))
+            .layer(middleware::map_response(secure))
+            .with_state(self.clone())
+    }
+
+    fn opened(&self) -> Result<&Opened, Box<Response>> {
+        self.0.opened.get().ok_or_else(|| {
+            let message = "the server is still reading its log; GET /readyz tells how far it is";
+            let mut response = error(StatusCode::SERVICE_UNAVAILABLE, "replaying", message, None);
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
+            Box::new(response)
+        })
+    }
+
+    fn tenant(&self, headers: &HeaderMap, scope: auth::Scope) -> Result<model::tenant::TenantId, Box<Response>> {
+        let authorization = headers.get(header::AUTHORIZATION).map(|value| value.to_str().unwrap_or_default());
+        self.0.deps.authenticator.authorize(authorization, scope).map_err(|refused| {
+            let (status, code) = match refused {
+                auth::AuthError::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated"),
+                auth::AuthError::PermissionDenied => (StatusCode::FORBIDDEN, "permission_denied"),
+            };
+            let mut response = error(status, code, &refused.to_string(), None);
+            if status == StatusCode::UNAUTHORIZED {
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            Box::new(response)
+        })
+    }
+}
+
+/// Serves the routes until `stop`, then finishes what is being answered.
+pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).into_future().await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the HTTP listener failed");
+    }
+}
+
+/// An error as every client of the API gets it.
+fn error(status: StatusCode, code: &str, message: &str, hint: Option<&str>) -> Response {
+    let mut body = serde_json::json!({ "error": { "code": code, "message": message } });
+    if let Some(hint) = hint {
+        body["error"]["hint"] = hint.into();
+    }
+    let content_type = [(header::CONTENT_TYPE, "application/json")];
+    (status, content_type, format!("{body}\n")).into_response()
+}
+
+/// Headers every answer has: nothing here is to be framed, sniffed, cached or scripted.
+async fn secure(mut response: Response) -> Response {
+    const HEADERS: [(HeaderName, HeaderValue); 5] = [
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
+    ];
+    for (name, value) in HEADERS {
+        response.headers_mut().insert(name, value);
+    }
+    response
+}

@@ -1,0 +1,79 @@
+//! What operators and their machines ask: is it alive, is it ready, how is it doing.
+//!
+//! These need no token: they tell sizes and counts, never telemetry. Reloading needs one.
+
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+
+use crate::auth::Scope;
+use crate::{Doors, RETRY_AFTER_SECONDS, ReadyState, error};
+
+/// `GET /healthz`: the process answers.
+pub(crate) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// `GET /readyz`: telemetry is taken and questions are answered.
+pub(crate) async fn readyz(State(doors): State<Doors>) -> Response {
+    let (status, body) = match doors.0.deps.readiness.state() {
+        // The log is read a moment before the doors open.
+        ReadyState::Ready if doors.0.opened.get().is_some() => (StatusCode::OK, serde_json::json!({ "status": "ready" })),
+        ReadyState::Ready => (StatusCode::SERVICE_UNAVAILABLE, serde_json::json!({ "status": "starting" })),
+        ReadyState::Draining => (StatusCode::SERVICE_UNAVAILABLE, serde_json::json!({ "status": "draining" })),
+        ReadyState::Replaying { bytes_done, bytes_total } => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            serde_json::json!({ "status": "replaying", "replayed_bytes": bytes_done, "total_bytes": bytes_total }),
+        ),
+    };
+    let mut response = (status, [(header::CONTENT_TYPE, "application/json")], format!("{body}\n")).into_response();
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
+    }
+    response
+}
+
+/// `GET /metrics`: Prometheus and OpenMetrics text.
+pub(crate) async fn metrics(State(doors): State<Doors>) -> Response {
+    let opened = match doors.opened() {
+        Ok(opened) => opened,
+        Err(response) => return *response,
+    };
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &opened.registry) {
+        Ok(()) => {
+            const OPEN_METRICS: HeaderValue =
+                HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+            ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response()
+        }
+        Err(_format) => error(StatusCode::INTERNAL_SERVER_ERROR, "internal", "metrics cannot be written", None),
+    }
+}
+
+/// `POST /-/reload`: read the configuration again.
+pub(crate) async fn reload(State(doors): State<Doors>, headers: HeaderMap) -> Response {
+    if let Err(response) = doors.tenant(&headers, Scope::Query) {
+        return *response;
+    }
+    match (doors.0.deps.reload)() {
+        Ok(()) => "reloaded\n".into_response(),
+        Err(report) => {
+            let hint = Some("the running configuration stays in force");
+            error(StatusCode::UNPROCESSABLE_ENTITY, "bad_configuration", &report, hint)
+        }
+    }
+}
+
+/// `GET /`: which doors there are.
+pub(crate) async fn index() -> &'static str {
+    "\
+GodsEye
+
+  POST /api/v1/sql?format=json|ndjson|csv|arrow    SQL in the body
+  GET  /metrics                                    about this process
+  GET  /healthz  /readyz                           probes
+  POST /-/reload                                   read the configuration again
+
+  curl -d 'SELECT count(*) FROM spans' http://HOST/api/v1/sql
+"
+}
