@@ -163,7 +163,7 @@ impl Server {
 
         let mut registry = Registry::default();
         let store_metrics = store::Metrics::new(&mut registry);
-        let receiver_metrics = receiver::Metrics::new(&mut registry);
+        let receiver_metrics = receiver::Metrics::register(&mut registry);
         let budget = ByteBudget::new(config.limits.in_flight_bytes.0);
         budget.register(&mut registry);
         reload.register(&mut registry);

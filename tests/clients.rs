@@ -10,7 +10,7 @@ mod common;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::Server;
 use fixtures::load::{self, LoadConfig, Source};
@@ -224,7 +224,8 @@ impl Run {
     fn check(&self, server: &Server) {
         let mut wrong = Vec::new();
         for (shows, sql, rows) in FOUND {
-            let expected: Value = serde_json::from_str(&self.fill(rows)).unwrap_or_else(|error| panic!("{shows}: {error}"));
+            let expected: Value =
+                serde_json::from_str(&self.fill(rows)).unwrap_or_else(|error| panic!("{shows}: {error}"));
             let mut found = server.sql(&self.fill(sql))["rows"].take();
             forget_exemplar_times(&mut found);
             if found != expected {
@@ -253,7 +254,11 @@ fn venv() -> PathBuf {
         let home = std::env::var_os("HOME").expect("HOME is set");
         PathBuf::from(home).join(".cache/godseye/clients")
     });
-    assert!(folder.join("bin/python").exists(), "there are no OpenTelemetry clients in {}: run `make test`", folder.display());
+    assert!(
+        folder.join("bin/python").exists(),
+        "there are no OpenTelemetry clients in {}: run `make test`",
+        folder.display()
+    );
     folder
 }
 
@@ -295,17 +300,13 @@ impl Agent {
 
     /// Waits until both ports are open; false when the process has ended.
     fn listens(&mut self) -> bool {
-        let deadline = Instant::now() + AGENT_WITHIN;
-        while Instant::now() < deadline {
+        let came = common::came(AGENT_WITHIN, || {
             if self.child.try_wait().expect("a child can be waited for").is_some() {
-                return false;
+                return Some(false);
             }
-            if [self.grpc, self.http].iter().all(|address| TcpStream::connect(address).is_ok()) {
-                return true;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        false
+            [self.grpc, self.http].iter().all(|address| TcpStream::connect(address).is_ok()).then_some(true)
+        });
+        came.unwrap_or(false)
     }
 }
 
@@ -324,15 +325,7 @@ fn free_address() -> SocketAddr {
 
 /// Waits until a statement that counts has counted enough.
 fn wait_for(server: &Server, sql: &str, at_least: u64) {
-    let deadline = Instant::now() + AGENT_WITHIN;
-    loop {
-        let count = server.sql(sql)["rows"][0][0].as_u64();
-        if count >= Some(at_least) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{sql}: expected {at_least} within {AGENT_WITHIN:?}, found {count:?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    common::until(sql, AGENT_WITHIN, || (server.number(sql) >= at_least).then_some(()));
 }
 
 #[test]
@@ -347,7 +340,9 @@ fn what_the_python_sdk_exports_is_what_sql_finds() {
         run.check(&server);
     }
     // Four runs, all of it stored and nothing rejected.
-    let ledger = server.sql("SELECT signal, sum(received), sum(stored), sum(rejected) FROM ingest_ledger GROUP BY signal ORDER BY signal");
+    let ledger = server.sql(
+        "SELECT signal, sum(received), sum(stored), sum(rejected) FROM ingest_ledger GROUP BY signal ORDER BY signal",
+    );
     assert_eq!(ledger["rows"], serde_json::json!([["logs", 36, 36, 0], ["metrics", 44, 44, 0], ["traces", 24, 24, 0]]));
 }
 
@@ -357,7 +352,8 @@ fn check_forwarding(protocol: &'static str, compression: &'static str, number: u
     const BATCHES: u64 = 30;
     const ROWS_PER_BATCH: u32 = 200;
     let server = Server::start();
-    let agent = Agent::start(protocol, compression, if protocol == "grpc" { server.otlp_grpc } else { server.otlp_http });
+    let agent =
+        Agent::start(protocol, compression, if protocol == "grpc" { server.otlp_grpc } else { server.otlp_http });
 
     let run = Run { protocol, compression, number };
     run.export(if protocol == "grpc" { agent.grpc } else { agent.http });

@@ -1012,7 +1012,7 @@ fn json_bodies_are_the_protobuf_bodies() {
     assert!(compared >= 4, "{compared} compared");
 }
 
-/// A good request's text with its times, the only long numbers in it, cut to their days.
+/// A good request's text without its times, the only long numbers in it.
 fn normalised(signal: Signal, wire: &[u8]) -> String {
     use opentelemetry_proto::tonic::collector;
     let text = match signal {

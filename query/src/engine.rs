@@ -8,23 +8,25 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arrow::array::{ArrayRef, BooleanArray, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider};
+use datafusion::common::tree_node::{Transformed, TreeNode as _};
 use datafusion::error::DataFusionError;
+use datafusion::execution::SessionStateDefaults;
 use datafusion::execution::context::{QueryPlanner, SQLOptions};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, GreedyMemoryPool, MemoryPool};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
-use datafusion::execution::SessionStateDefaults;
 use datafusion::logical_expr::{AggregateUDF, LogicalPlan, ScalarUDF, WindowUDF};
 use datafusion::optimizer::Analyzer;
+use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
@@ -215,7 +217,9 @@ impl Engine {
             .thread_name("query")
             .enable_time()
             .build()
-            .map_err(|error| QueryError::new(ErrorKind::Internal, format!("cannot start the query threads: {error}")))?;
+            .map_err(|error| {
+                QueryError::new(ErrorKind::Internal, format!("cannot start the query threads: {error}"))
+            })?;
         let denied = |name: &str| DENIED_FUNCTIONS.iter().any(|(denied, _)| *denied == name);
         let scalar_functions = SessionStateDefaults::default_scalar_functions()
             .into_iter()
@@ -247,7 +251,12 @@ impl Engine {
         registry.register("queries", "Queries ended, by outcome", metrics.queries.clone());
         registry.register("running", "Queries running", metrics.running.clone());
         registry.register("waiting", "Queries waiting for a permit", metrics.waiting.clone());
-        registry.register_with_unit("duration", "Time from admission to the end", Unit::Seconds, metrics.seconds.clone());
+        registry.register_with_unit(
+            "duration",
+            "Time from admission to the end",
+            Unit::Seconds,
+            metrics.seconds.clone(),
+        );
         registry.register("segments_quarantined", "Damaged segments set aside", metrics.quarantined.clone());
     }
 
@@ -301,7 +310,8 @@ impl Engine {
         }
         let config = &self.inner.config;
         let busy = |why: String| {
-            QueryError::new(ErrorKind::Busy, why).hint("try again in a few seconds, or raise the limit of running queries")
+            QueryError::new(ErrorKind::Busy, why)
+                .hint("try again in a few seconds, or raise the limit of running queries")
         };
         let waiting = Waiting::enter(&self.waiting, &self.inner.metrics.waiting);
         if waiting.position > config.queue_max {
@@ -313,10 +323,7 @@ impl Engine {
         match tokio::time::timeout(config.queue_wait, Arc::clone(&self.permits).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_closed)) => Err(stopping()),
-            Err(_elapsed) => Err(busy(format!(
-                "no running query ended within {} ms",
-                config.queue_wait.as_millis()
-            ))),
+            Err(_elapsed) => Err(busy(format!("no running query ended within {} ms", config.queue_wait.as_millis()))),
         }
     }
 }
@@ -346,13 +353,18 @@ fn stopping() -> QueryError {
 }
 
 fn timed_out(limits: Limits) -> QueryError {
-    QueryError::new(ErrorKind::Timeout, format!("the query took longer than its limit of {} ms", limits.timeout.as_millis()))
-        .hint("narrow the time range, for example WHERE start_time > now() - INTERVAL '1 hour'")
+    QueryError::new(
+        ErrorKind::Timeout,
+        format!("the query took longer than its limit of {} ms", limits.timeout.as_millis()),
+    )
+    .hint("narrow the time range, for example WHERE start_time > now() - INTERVAL '1 hour'")
 }
 
 async fn ended_badly(task: tokio::task::JoinHandle<()>) -> QueryError {
     match task.await {
-        Err(error) if error.is_panic() => QueryError::new(ErrorKind::Internal, "the query hit a defect and was stopped"),
+        Err(error) if error.is_panic() => {
+            QueryError::new(ErrorKind::Internal, "the query hit a defect and was stopped")
+        }
         _ => stopping(),
     }
 }
@@ -365,29 +377,24 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// A plan that runs, and what its scans have touched.
+type RunningPlan = (Arc<dyn ExecutionPlan>, Arc<ScanCounters>);
+
 /// Statistics that the running query and the reader of its answer share.
 struct StatsCell {
     started: Instant,
     stats: Mutex<QueryStats>,
     // The plan and what its scans touched, read when statistics are asked for.
-    plan: Mutex<Option<(Arc<dyn ExecutionPlan>, Arc<ScanCounters>)>>,
-    memory_rows: AtomicU64,
+    plan: Mutex<Option<RunningPlan>>,
     metrics: Metrics,
-    running: Running,
+    _running: Running,
 }
 
 impl StatsCell {
     fn new(started: Instant, metrics: Metrics) -> Self {
         metrics.running.inc();
         let running = Running(metrics.running.clone());
-        Self {
-            started,
-            stats: Mutex::default(),
-            plan: Mutex::default(),
-            memory_rows: AtomicU64::new(0),
-            metrics,
-            running,
-        }
+        Self { started, stats: Mutex::default(), plan: Mutex::default(), metrics, _running: running }
     }
 
     fn update(&self, change: impl FnOnce(&mut QueryStats)) {
@@ -546,8 +553,8 @@ impl Run {
         if head.send(Ok(Arc::clone(&started.schema))).is_err() {
             return;
         }
-        let Started { held, rest, counters, .. } = started;
-        let mut cut = Cut { rows: self.limits.rows_max, bytes: self.limits.output_bytes_max };
+        let Started { schema, held, rest, counters } = started;
+        let mut cut = Cut { rows: self.limits.rows_max, bytes: self.limits.output_bytes_max, schema };
         for batch in held {
             match self.send(batch, &mut cut, &batches).await {
                 Next::More => {}
@@ -574,6 +581,7 @@ impl Run {
     async fn send(&self, batch: RecordBatch, cut: &mut Cut, batches: &BatchSender) -> Next {
         let (batch, why) = cut.take(batch);
         if let Some(batch) = batch {
+            let batch = cut.named(batch);
             self.stats.update(|stats| stats.rows += batch.num_rows() as u64);
             if batches.send(Ok(batch)).await.is_err() {
                 return Next::End;
@@ -584,7 +592,9 @@ impl Run {
             Some(why) => {
                 let limit = match why {
                     CutBy::Rows => format!("rows after the first {} were cut off", self.limits.rows_max),
-                    CutBy::Bytes => format!("rows after the first {} MiB were cut off", self.limits.output_bytes_max >> 20),
+                    CutBy::Bytes => {
+                        format!("rows after the first {} MiB were cut off", self.limits.output_bytes_max >> 20)
+                    }
                 };
                 self.stats.update(|stats| {
                     stats.truncated = true;
@@ -616,7 +626,10 @@ impl Run {
             let found = self.set_damaged_aside(&counters);
             if found.is_empty() {
                 tracing::error!(%error, "reading segments failed, and each of them verifies");
-                return Err(QueryError::new(ErrorKind::Corrupt, format!("reading segments failed: {}", error.strip_backtrace())));
+                return Err(QueryError::new(
+                    ErrorKind::Corrupt,
+                    format!("reading segments failed: {}", error.strip_backtrace()),
+                ));
             }
             excluded.extend(found);
         }
@@ -672,17 +685,22 @@ impl Run {
         let state = self.engine.session(&self.tenant, snapshot, &counters)?;
         let plan = state.statement_to_plan(statement).await?;
         // A second wall behind the guard's allow-list: it looks at plans, not at text.
-        SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false).verify_plan(&plan)?;
+        SQLOptions::new()
+            .with_allow_ddl(false)
+            .with_allow_dml(false)
+            .with_allow_statements(false)
+            .verify_plan(&plan)?;
         bounds::before_optimizing(&plan)?;
         let plan: LogicalPlan = state.optimize(&plan)?;
         bounds::before_running(&plan)?;
         let planner: &Arc<dyn QueryPlanner + Send + Sync> = state.query_planner();
-        let physical = planner.create_physical_plan(&plan, &state).await?;
-        *self.stats.plan.lock().unwrap_or_else(PoisonError::into_inner) = Some((Arc::clone(&physical), Arc::clone(&counters)));
+        let physical = yielding(planner.create_physical_plan(&plan, &state).await?)?;
+        *self.stats.plan.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((Arc::clone(&physical), Arc::clone(&counters)));
 
         let context = Arc::new(datafusion::execution::TaskContext::from(&state));
         let mut stream = execute_stream(physical, context)?;
-        let schema = stream.schema();
+        let schema = as_typed(&stream.schema());
         let mut held = Vec::new();
         let mut bytes = 0;
         while bytes < HOLD_BACK_BYTES {
@@ -716,7 +734,9 @@ impl Run {
         let fields = schema.fields();
         let columns: Vec<ArrayRef> = vec![
             Arc::new(fields.iter().map(|field| Some(field.name().as_str())).collect::<StringArray>()),
-            Arc::new(fields.iter().map(|field| Some(crate::render::type_name(field.data_type()))).collect::<StringArray>()),
+            Arc::new(
+                fields.iter().map(|field| Some(crate::render::type_name(field.data_type()))).collect::<StringArray>(),
+            ),
             Arc::new(fields.iter().map(|field| Some(field.is_nullable())).collect::<BooleanArray>()),
         ];
         let schema = Schema::new(vec![
@@ -726,6 +746,20 @@ impl Run {
         ]);
         listing(schema, columns)
     }
+}
+
+/// Makes joins and unnests give way between batches. One batch of their input can become thousands
+/// of output, and DataFusion gives way at sources only: without this a query that was cancelled
+/// keeps its thread until the join is through.
+fn yielding(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
+    let plan = plan.transform_up(|node| {
+        Ok(if node.name().ends_with("JoinExec") || node.name() == "UnnestExec" {
+            Transformed::yes(Arc::new(CooperativeExec::new(node)) as Arc<dyn ExecutionPlan>)
+        } else {
+            Transformed::no(node)
+        })
+    });
+    plan.map(|transformed| transformed.data)
 }
 
 fn show_tables() -> Result<Started, QueryError> {
@@ -753,6 +787,8 @@ enum CutBy {
 struct Cut {
     rows: u64,
     bytes: u64,
+    /// The schema of the answer: the batches' own, with the columns' names as people typed them.
+    schema: SchemaRef,
 }
 
 impl Cut {
@@ -770,9 +806,44 @@ impl Cut {
             return (first, Some(CutBy::Rows));
         }
         self.rows -= batch.num_rows() as u64;
-        self.bytes = self.bytes.saturating_sub(batch.get_array_memory_size() as u64);
+        self.bytes = self.bytes.saturating_sub(handed_out_bytes(&batch));
         (Some(batch), None)
     }
+
+    fn named(&self, batch: RecordBatch) -> RecordBatch {
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        RecordBatch::try_new_with_options(Arc::clone(&self.schema), batch.columns().to_vec(), &options).unwrap_or(batch)
+    }
+}
+
+/// Bytes of a batch's own rows: a slice of a large batch counts as what it shows.
+fn handed_out_bytes(batch: &RecordBatch) -> u64 {
+    let bytes = batch.columns().iter().map(|column| {
+        column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size()) as u64
+    });
+    bytes.sum()
+}
+
+/// A result schema with `spans.attributes['x']` called `attributes['x']`, as it was typed, where
+/// that is not ambiguous. Inside a plan the table's name keeps two sides of a join apart.
+fn as_typed(schema: &SchemaRef) -> SchemaRef {
+    let short = |name: &str| -> Option<String> {
+        let (table, rest) = name.split_once('.')?;
+        let is_name = table.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        (is_name && rest.contains("['") && rest.ends_with("']")).then(|| rest.to_owned())
+    };
+    let names: Vec<String> =
+        schema.fields().iter().map(|field| short(field.name()).unwrap_or_else(|| field.name().clone())).collect();
+    let fields: Vec<Field> = schema
+        .fields()
+        .iter()
+        .zip(&names)
+        .map(|(field, name)| {
+            let unique = names.iter().filter(|other| *other == name).count() == 1;
+            if unique { field.as_ref().clone().with_name(name) } else { field.as_ref().clone() }
+        })
+        .collect();
+    Arc::new(Schema::new(fields))
 }
 
 impl Inner {
@@ -805,7 +876,8 @@ impl Inner {
             vec![Arc::new(TelemetryPlanner(functions.clone()))];
         planners.extend(SessionStateDefaults::default_expr_planners());
         let rewrite = Arc::new(TelemetryRewrite(functions.clone()));
-        let mut rules: Vec<Arc<dyn datafusion::optimizer::AnalyzerRule + Send + Sync>> = vec![Arc::clone(&rewrite) as _];
+        let mut rules: Vec<Arc<dyn datafusion::optimizer::AnalyzerRule + Send + Sync>> =
+            vec![Arc::clone(&rewrite) as _];
         rules.extend(Analyzer::new().rules);
         rules.push(rewrite);
 

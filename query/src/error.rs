@@ -122,10 +122,10 @@ impl From<DataFusionError> for QueryError {
         let error = match error {
             // Several errors (one per partition) say the same thing; the first names the cause.
             DataFusionError::Collection(errors) if !errors.is_empty() => {
-                return errors.into_iter().next().map_or_else(
-                    || Self::new(ErrorKind::Internal, "an empty error collection"),
-                    Self::from,
-                );
+                return errors
+                    .into_iter()
+                    .next()
+                    .map_or_else(|| Self::new(ErrorKind::Internal, "an empty error collection"), Self::from);
             }
             other => other,
         };
@@ -145,14 +145,19 @@ impl From<DataFusionError> for QueryError {
             | DataFusionError::Diagnostic(..) => ErrorKind::BadQuery,
             DataFusionError::ArrowError(..) if !is_storage(&error) => ErrorKind::BadQuery,
             DataFusionError::ResourcesExhausted(_) => ErrorKind::Memory,
+            // A pattern is part of the question; the regex crate's error arrives boxed.
+            DataFusionError::External(inner) if inner.to_string().contains("regex") => ErrorKind::BadQuery,
             _ => ErrorKind::Internal,
         };
         // The wrappers that DataFusion puts before a message say which phase spoke; the phase is
         // our business, the message is the reader's.
         let text = error.strip_backtrace();
         let mut text = text.as_str();
+        // A plea to report a bug to DataFusion; most such bugs are a wrong argument type.
+        text = text.split("\nThis issue was likely caused by a bug").next().unwrap_or(text);
         for phase in [
             "Error during planning: ",
+            "Internal error: ",
             "Schema error: ",
             "This feature is not implemented: ",
             "Execution error: ",
@@ -164,10 +169,16 @@ impl From<DataFusionError> for QueryError {
         ] {
             text = text.strip_prefix(phase).unwrap_or(text);
         }
-        let error = Self::new(kind, text);
         match kind {
-            ErrorKind::Memory => error.hint("narrow the time range, select fewer columns, or aggregate before sorting"),
-            _ => error,
+            ErrorKind::Memory => {
+                let detail = text.lines().next().unwrap_or_default();
+                Self::new(kind, format!("the query needs more memory than its limit: {detail}"))
+                    .hint("narrow the time range, select fewer columns, or aggregate before sorting")
+            }
+            ErrorKind::BadQuery if text.contains("FixedSizeBinary") => {
+                Self::new(kind, text).hint("ids are bytes; write hex(trace_id) to use one as text")
+            }
+            _ => Self::new(kind, text),
         }
     }
 }
@@ -217,7 +228,10 @@ mod tests {
             (DataFusionError::ResourcesExhausted("x".to_owned()), ErrorKind::Memory),
             (wrapped(external(QueryError::refused("x"))), ErrorKind::Refused),
             (DataFusionError::Internal("x".to_owned()), ErrorKind::Internal),
-            (DataFusionError::ParquetError(Box::new(parquet::errors::ParquetError::EOF("x".to_owned()))), ErrorKind::Internal),
+            (
+                DataFusionError::ParquetError(Box::new(parquet::errors::ParquetError::EOF("x".to_owned()))),
+                ErrorKind::Internal,
+            ),
             (DataFusionError::Collection(vec![DataFusionError::ResourcesExhausted("x".to_owned())]), ErrorKind::Memory),
         ] {
             assert_eq!(QueryError::from(error).kind, kind);

@@ -283,7 +283,11 @@ impl ScalarUDFImpl for Function {
             if is_container(data_type) {
                 return Ok(());
             }
-            plan_err!("{} expects attributes, found a column of type {}", self.name(), crate::render::type_name(data_type))
+            plan_err!(
+                "{} expects attributes, found a column of type {}",
+                self.name(),
+                crate::render::type_name(data_type)
+            )
         };
         match self.which {
             Which::Attribute => {
@@ -301,7 +305,10 @@ impl ScalarUDFImpl for Function {
                 nullable(DataType::List(Arc::new(Field::new_list_field(DataType::Utf8, true))))
             }
             Which::Hex => match data_type {
-                DataType::FixedSizeBinary(_) | DataType::Binary | DataType::LargeBinary | DataType::BinaryView
+                DataType::FixedSizeBinary(_)
+                | DataType::Binary
+                | DataType::LargeBinary
+                | DataType::BinaryView
                 | DataType::Null => nullable(DataType::Utf8),
                 other => plan_err!("hex() expects an id or bytes, found {}", crate::render::type_name(other)),
             },
@@ -433,7 +440,8 @@ fn read_attribute(container: &ArrayRef, key: &str, data_type: &DataType) -> Resu
         return per_context(container, &|contexts| {
             let mut builder = AttributeBuilder::new(data_type, contexts.len());
             for context in contexts {
-                let entry = context.as_ref().and_then(|context| context.attributes().filter(|entry| entry.key == key).last());
+                let entry =
+                    context.as_ref().and_then(|context| context.attributes().filter(|entry| entry.key == key).last());
                 builder.push(entry.as_ref().map(|entry| entry.parsed()).as_ref());
             }
             Ok(builder.finish())

@@ -116,10 +116,7 @@ pub fn check(sql: &str) -> Result<Checked, QueryError> {
 
 fn plain_parser_message(message: &str) -> &str {
     // The parser's error prints as `ParserError("…")`; the reader wants what is inside.
-    message
-        .strip_prefix("ParserError(\"")
-        .and_then(|rest| rest.strip_suffix("\")"))
-        .unwrap_or(message)
+    message.strip_prefix("ParserError(\"").and_then(|rest| rest.strip_suffix("\")")).unwrap_or(message)
 }
 
 fn first_words(tokens: &[TokenWithSpan]) -> String {
@@ -205,10 +202,7 @@ fn measure(tokens: &[TokenWithSpan]) -> Result<(), QueryError> {
                 set_operations += 1;
                 levels[deepest] = Chain::default();
             }
-            (
-                Token::Comma | Token::SemiColon,
-                _,
-            )
+            (Token::Comma | Token::SemiColon, _)
             | (
                 _,
                 Keyword::SELECT
@@ -355,9 +349,14 @@ impl Visitor for Shape {
             return ControlFlow::Break(QueryError::refused("WITH RECURSIVE is not allowed: its run time has no bound"));
         }
         if !query.locks.is_empty() {
-            return ControlFlow::Break(QueryError::refused("FOR UPDATE and FOR SHARE are not allowed: this door only reads"));
+            return ControlFlow::Break(QueryError::refused(
+                "FOR UPDATE and FOR SHARE are not allowed: this door only reads",
+            ));
         }
-        if matches!(query.body.as_ref(), SetExpr::Insert(_) | SetExpr::Update(_) | SetExpr::Delete(_) | SetExpr::Merge(_)) {
+        if matches!(
+            query.body.as_ref(),
+            SetExpr::Insert(_) | SetExpr::Update(_) | SetExpr::Delete(_) | SetExpr::Merge(_)
+        ) {
             return ControlFlow::Break(QueryError::refused("a query may not contain a statement that writes"));
         }
         ControlFlow::Continue(())

@@ -12,7 +12,7 @@
 //! - [`engine`]: permits, sessions, execution, statistics, retry after a corrupt segment
 //! - [`guard`]: limits on the text and the statement, before anything is planned
 //! - [`bounds`]: limits on the plan, before anything is optimised or run
-//! - [`source`]: what the engine needs from storage
+//! - [`source`]: what the engine needs from storage; [`StoreSource`]: the store, as that
 //! - [`provider`]: a physical table as a scan with pruning
 //! - [`tables`]: the logical tables people type
 //! - [`functions`], [`rewrite`]: typed attribute access and hex ids
@@ -29,6 +29,7 @@ pub mod provider;
 pub mod render;
 pub mod rewrite;
 pub mod source;
+mod stored;
 pub mod tables;
 #[cfg(test)]
 mod testing;
@@ -38,3 +39,4 @@ mod tests;
 pub use engine::{Engine, EngineConfig, Limits, QueryOutput, QueryStats};
 pub use error::{ErrorKind, QueryError};
 pub use source::{SegmentFile, Snapshot, Source};
+pub use stored::StoreSource;

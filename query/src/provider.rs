@@ -15,17 +15,17 @@ use datafusion::common::pruning::PruningStatistics;
 use datafusion::common::stats::Precision;
 use datafusion::common::{Column, DFSchema, ScalarValue, Statistics};
 use datafusion::config::TableParquetOptions;
+use datafusion::datasource::TableType;
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
-use datafusion::datasource::TableType;
 use datafusion::error::Result;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
-use datafusion::physical_optimizer::pruning::PruningPredicate;
+use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::union::UnionExec;
 use model::schema::schema;
@@ -82,8 +82,10 @@ impl PhysicalTable {
         };
         let df_schema = DFSchema::try_from(Arc::clone(&self.schema))?;
         let predicate = state.create_physical_expr(predicate, &df_schema)?;
-        // A predicate that says nothing about time cannot be used; that is no error.
-        let Ok(predicate) = PruningPredicate::try_new(predicate, Arc::clone(&self.schema)) else {
+        // A predicate that cannot be used for pruning is no error.
+        let Some(predicate) =
+            PruningPredicateBuilder::new().with_file_schema(Arc::clone(&self.schema)).build(predicate)
+        else {
             return Ok(all);
         };
         let ranges = TimeRanges { column: self.table.time_column(), segments: &self.rows.segments };
@@ -110,7 +112,8 @@ impl PhysicalTable {
             }));
         }
         let options = state.config_options();
-        let parquet = TableParquetOptions { global: options.execution.parquet.clone(), ..TableParquetOptions::default() };
+        let parquet =
+            TableParquetOptions { global: options.execution.parquet.clone(), ..TableParquetOptions::default() };
         let runtime = state.runtime_env();
         let readers = CachedParquetFileReaderFactory::new(
             runtime.object_store(url.clone())?,
@@ -171,12 +174,7 @@ impl PruningStatistics for TimeRanges<'_> {
         Some(Arc::new(self.segments.iter().map(|segment| Some(segment.rows)).collect::<UInt64Array>()))
     }
 
-    #[expect(clippy::mutable_key_type, reason = "the trait says so; the values are not mutated")]
-    fn contained(
-        &self,
-        _column: &Column,
-        _values: &std::collections::HashSet<ScalarValue>,
-    ) -> Option<BooleanArray> {
+    fn contained(&self, _column: &Column, _values: &std::collections::HashSet<ScalarValue>) -> Option<BooleanArray> {
         None
     }
 }
@@ -212,8 +210,14 @@ impl TableProvider for PhysicalTable {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let matching = self.matching(state, filters)?;
-        let segments: Vec<SegmentFile> =
-            self.rows.segments.iter().zip(&matching).filter(|(_, keep)| **keep).map(|(segment, _)| segment.clone()).collect();
+        let segments: Vec<SegmentFile> = self
+            .rows
+            .segments
+            .iter()
+            .zip(&matching)
+            .filter(|(_, keep)| **keep)
+            .map(|(segment, _)| segment.clone())
+            .collect();
         let total = self.rows.segments.len();
         self.counters.segments_total.fetch_add(total as u64, Ordering::Relaxed);
         self.counters.segments_pruned.fetch_add((total - segments.len()) as u64, Ordering::Relaxed);

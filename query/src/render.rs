@@ -1,6 +1,6 @@
 //! Answers as JSON, NDJSON, CSV and Arrow: ids as hex, attributes as objects, times as RFC 3339.
 //!
-//! One walk ([`Cell`]) decides how a value is shown; the formats differ only in how they quote and
+//! One walk (`Cell`) decides how a value is shown; the formats differ only in how they quote and
 //! join. Not here: HTTP, and the JSON envelope around the rows.
 
 use std::fmt::Write as _;
@@ -32,12 +32,9 @@ pub fn type_name(data_type: &DataType) -> String {
     match data_type {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => "text".to_owned(),
         DataType::Int64 | DataType::UInt64 => "bigint".to_owned(),
-        DataType::Int8
-        | DataType::Int16
-        | DataType::Int32
-        | DataType::UInt8
-        | DataType::UInt16
-        | DataType::UInt32 => "integer".to_owned(),
+        DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::UInt8 | DataType::UInt16 | DataType::UInt32 => {
+            "integer".to_owned()
+        }
         DataType::Float16 | DataType::Float32 | DataType::Float64 => "double".to_owned(),
         DataType::Boolean => "boolean".to_owned(),
         DataType::Timestamp(..) => "timestamp".to_owned(),
@@ -130,7 +127,8 @@ impl<'a> Cell<'a> {
             }
             DataType::Dictionary(..) => {
                 let dictionary = array.as_any_dictionary();
-                let keys = if dictionary.values().is_empty() { vec![0; array.len()] } else { dictionary.normalized_keys() };
+                let keys =
+                    if dictionary.values().is_empty() { vec![0; array.len()] } else { dictionary.normalized_keys() };
                 Self::Dictionary(array.as_ref(), keys, Box::new(Self::new(dictionary.values())?))
             }
             DataType::List(_) => {
@@ -152,29 +150,37 @@ impl<'a> Cell<'a> {
         let before = out.len();
         let present = match self {
             Self::Null => false,
-            Self::Bool(array) => array.is_valid(row).then(|| out.push_str(if array.value(row) { "true" } else { "false" })).is_some(),
+            Self::Bool(array) => {
+                array.is_valid(row).then(|| out.push_str(if array.value(row) { "true" } else { "false" })).is_some()
+            }
             Self::Text(array) => array.is_valid(row).then(|| write_json_string(array.value(row), out)).is_some(),
             Self::OwnedText(array) => array.is_valid(row).then(|| write_json_string(array.value(row), out)).is_some(),
             Self::Integer(array, write) => array.is_valid(row).then(|| write(array, row, out)).is_some(),
             Self::Double(array) => array.is_valid(row).then(|| write_double(array.value(row), true, out)).is_some(),
-            Self::Time(array) => array.is_valid(row).then(|| {
-                out.push('"');
-                write_time(array.value(row), out);
-                out.push('"');
-            })
-            .is_some(),
-            Self::Hex(array) => array.is_valid(row).then(|| {
-                out.push('"');
-                write_hex(array.value(row), out);
-                out.push('"');
-            })
-            .is_some(),
-            Self::Bytes(array) => array.is_valid(row).then(|| {
-                out.push('"');
-                base64::engine::general_purpose::STANDARD.encode_string(array.value(row), out);
-                out.push('"');
-            })
-            .is_some(),
+            Self::Time(array) => array
+                .is_valid(row)
+                .then(|| {
+                    out.push('"');
+                    write_time(array.value(row), out);
+                    out.push('"');
+                })
+                .is_some(),
+            Self::Hex(array) => array
+                .is_valid(row)
+                .then(|| {
+                    out.push('"');
+                    write_hex(array.value(row), out);
+                    out.push('"');
+                })
+                .is_some(),
+            Self::Bytes(array) => array
+                .is_valid(row)
+                .then(|| {
+                    out.push('"');
+                    base64::engine::general_purpose::STANDARD.encode_string(array.value(row), out);
+                    out.push('"');
+                })
+                .is_some(),
             Self::Attributes(view) => view.write_json(row, out),
             Self::Context(dictionary, texts) => match dictionary.key(row).and_then(|key| texts[key].as_ref()) {
                 Some(text) => {
@@ -184,35 +190,41 @@ impl<'a> Cell<'a> {
                 None => false,
             },
             Self::Dictionary(array, keys, values) => array.is_valid(row).then(|| values.json(keys[row], out)).is_some(),
-            Self::List(list, items) => list.is_valid(row).then(|| {
-                let ends = list.value_offsets();
-                out.push('[');
-                for item in ends[row]..ends[row + 1] {
-                    if item > ends[row] {
-                        out.push(',');
+            Self::List(list, items) => list
+                .is_valid(row)
+                .then(|| {
+                    let ends = list.value_offsets();
+                    out.push('[');
+                    for item in ends[row]..ends[row + 1] {
+                        if item > ends[row] {
+                            out.push(',');
+                        }
+                        items.json(item.unsigned_abs() as usize, out);
                     }
-                    items.json(item.unsigned_abs() as usize, out);
-                }
-                out.push(']');
-            })
-            .is_some(),
-            Self::Struct(array, columns) => array.is_valid(row).then(|| {
-                out.push('{');
-                for (index, (name, column)) in columns.iter().enumerate() {
-                    if index > 0 {
-                        out.push(',');
+                    out.push(']');
+                })
+                .is_some(),
+            Self::Struct(array, columns) => array
+                .is_valid(row)
+                .then(|| {
+                    out.push('{');
+                    for (index, (name, column)) in columns.iter().enumerate() {
+                        if index > 0 {
+                            out.push(',');
+                        }
+                        write_json_string(name, out);
+                        out.push(':');
+                        column.json(row, out);
                     }
-                    write_json_string(name, out);
-                    out.push(':');
-                    column.json(row, out);
-                }
-                out.push('}');
-            })
-            .is_some(),
-            Self::Other(array, formatter) => array.is_valid(row).then(|| {
-                write_json_string(&formatter.value(row).to_string(), out);
-            })
-            .is_some(),
+                    out.push('}');
+                })
+                .is_some(),
+            Self::Other(array, formatter) => array
+                .is_valid(row)
+                .then(|| {
+                    write_json_string(&formatter.value(row).to_string(), out);
+                })
+                .is_some(),
         };
         if !present {
             out.truncate(before);
@@ -407,7 +419,8 @@ pub fn rows_csv(batch: &RecordBatch, out: &mut String) -> Result<(), ArrowError>
 fn write_csv_field(text: &str, is_text: bool, out: &mut String) {
     // A spreadsheet runs what starts like a formula; an apostrophe makes it text again.
     let formula = is_text && text.starts_with(['=', '+', '-', '@', '\t', '\r']);
-    let quote = text.is_empty() || text.contains(['"', ',', '\n', '\r']) || text.starts_with(' ') || text.ends_with(' ');
+    let quote =
+        text.is_empty() || text.contains(['"', ',', '\n', '\r']) || text.starts_with(' ') || text.ends_with(' ');
     if quote {
         out.push('"');
     }
@@ -430,7 +443,9 @@ fn write_csv_field(text: &str, is_text: bool, out: &mut String) {
 fn is_plain(data_type: &DataType) -> bool {
     match data_type {
         DataType::FixedSizeBinary(_) | DataType::Struct(_) | DataType::Map(..) => false,
-        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => is_plain(item.data_type()),
+        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
+            is_plain(item.data_type())
+        }
         other => *other != context_type(),
     }
 }
@@ -473,4 +488,54 @@ pub fn arrow_batch(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatc
     let columns = columns.collect::<Result<Vec<_>, ArrowError>>()?;
     let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
     RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::TimestampNanosecondArray;
+    use model::schema::time_type;
+
+    #[test]
+    fn times_read_as_arrow_reads_them() {
+        // Arrow parses RFC 3339; what is written must read back as the same nanosecond.
+        let day = 86_400_000_000_000_i64;
+        let mut times = vec![0, 1, -1, i64::MAX, i64::MIN + 1, 951_782_400 * 1_000_000_000, day - 1];
+        times.extend((-4_000..4_000).map(|step| step * 26 * day + step * 977));
+        let texts: Vec<String> = times
+            .iter()
+            .map(|time| {
+                let mut text = String::new();
+                write_time(*time, &mut text);
+                text
+            })
+            .collect();
+        assert_eq!(texts[0], "1970-01-01T00:00:00.000000000Z");
+        assert_eq!(texts[2], "1969-12-31T23:59:59.999999999Z");
+        assert_eq!(texts[3], "2262-04-11T23:47:16.854775807Z");
+        assert_eq!(texts[5], "2000-02-29T00:00:00.000000000Z");
+        let texts: ArrayRef = Arc::new(StringArray::from(texts));
+        let read = cast(&texts, &time_type()).unwrap();
+        let expected: ArrayRef = Arc::new(TimestampNanosecondArray::from(times).with_timezone("UTC"));
+        assert_eq!(&read, &expected);
+    }
+
+    #[test]
+    fn types_have_the_names_people_know() {
+        let text = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+        for (data_type, name) in [
+            (text, "text"),
+            (DataType::Int64, "bigint"),
+            (DataType::UInt32, "integer"),
+            (DataType::Float64, "double"),
+            (DataType::FixedSizeBinary(16), "hex"),
+            (time_type(), "timestamp"),
+            (attributes_type(), "json"),
+            (context_type(), "json"),
+            (DataType::Binary, "bytes"),
+            (DataType::Null, "null"),
+        ] {
+            assert_eq!(type_name(&data_type), name);
+        }
+    }
 }

@@ -14,9 +14,7 @@ use datafusion::logical_expr::expr::{Between, InList, Like};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr, RawFieldAccessExpr};
 use datafusion::logical_expr::utils::merge_schema;
-use datafusion::logical_expr::{
-    BinaryExpr, Cast, Expr, ExprSchemable, GetFieldAccess, LogicalPlan, Operator, TryCast,
-};
+use datafusion::logical_expr::{BinaryExpr, Cast, Expr, ExprSchemable, GetFieldAccess, LogicalPlan, Operator, TryCast};
 use datafusion::optimizer::AnalyzerRule;
 use datafusion::sql::sqlparser::ast::BinaryOperator;
 
@@ -55,7 +53,8 @@ impl ExprPlanner for TelemetryPlanner {
                     Ok(DataType::FixedSizeBinary(_)) => self.0.hex(expr),
                     _ => expr,
                 };
-                let is_list = |expr: &Expr| matches!(expr.get_type(schema), Ok(DataType::List(_) | DataType::LargeList(_)));
+                let is_list =
+                    |expr: &Expr| matches!(expr.get_type(schema), Ok(DataType::List(_) | DataType::LargeList(_)));
                 if is_list(&left) || is_list(&right) {
                     return Ok(PlannerResult::Original(RawBinaryExpr { op, left, right }));
                 }
@@ -114,7 +113,11 @@ fn parse_id(text: &str, width: i32) -> Result<Vec<u8>> {
         external(
             QueryError::new(
                 ErrorKind::BadQuery,
-                format!("`{shown}` is not an id: expected {} hexadecimal digits, found {} characters", width * 2, text.chars().count()),
+                format!(
+                    "`{shown}` is not an id: expected {} hexadecimal digits, found {} characters",
+                    width * 2,
+                    text.chars().count()
+                ),
             )
             .hint("to search by the beginning of an id write trace_id LIKE '5b8e%'"),
         )
@@ -133,7 +136,9 @@ fn compare_attribute(attribute: Expr, data_type: &DataType, other: Expr, other_t
     {
         let typed = match data_type {
             DataType::Int64 => text.trim().parse().ok().map(|value| ScalarValue::Int64(Some(value))),
-            DataType::Boolean => text.trim().to_ascii_lowercase().parse().ok().map(|value| ScalarValue::Boolean(Some(value))),
+            DataType::Boolean => {
+                text.trim().to_ascii_lowercase().parse().ok().map(|value| ScalarValue::Boolean(Some(value)))
+            }
             _ => None,
         }
         .or_else(|| {

@@ -27,16 +27,8 @@ use crate::provider::{PhysicalTable, ScanCounters};
 use crate::source::{Container, Snapshot, Source};
 
 /// Every table there is, in the order SHOW TABLES prints.
-pub const TABLE_NAMES: [&str; 8] = [
-    "spans",
-    "span_events",
-    "span_links",
-    "logs",
-    "metric_points",
-    "metric_histograms",
-    "profiles",
-    "ingest_ledger",
-];
+pub const TABLE_NAMES: [&str; 8] =
+    ["spans", "span_events", "span_links", "logs", "metric_points", "metric_histograms", "profiles", "ingest_ledger"];
 
 /// The tables of one query: one tenant, one snapshot.
 pub struct Tables {
@@ -118,13 +110,25 @@ impl Tables {
 
     fn spans(&self) -> Vec<Expr> {
         let mut columns = columns(&[
-            "trace_id", "span_id", "parent_span_id", "trace_state", "flags", "service_name", "name", "kind", "start_time",
+            "trace_id",
+            "span_id",
+            "parent_span_id",
+            "trace_state",
+            "flags",
+            "service_name",
+            "name",
+            "kind",
+            "start_time",
         ]);
         columns.push(self.functions.time_plus(col("start_time"), col("duration_ns")).alias("end_time"));
         columns.extend(self::columns(&["duration_ns", "status_code", "status_message"]));
         columns.push(self.attributes(Table::Spans));
         columns.extend(self::columns(&[
-            "dropped_attributes_count", "events", "dropped_events_count", "links", "dropped_links_count",
+            "dropped_attributes_count",
+            "events",
+            "dropped_events_count",
+            "links",
+            "dropped_links_count",
         ]));
         columns.extend(self.contexts(Table::Spans));
         columns
@@ -132,8 +136,17 @@ impl Tables {
 
     fn logs(&self) -> Vec<Expr> {
         let mut columns = columns(&[
-            "time", "observed_time", "time_inferred", "service_name", "severity_number", "severity_text", "body",
-            "event_name", "trace_id", "span_id", "flags",
+            "time",
+            "observed_time",
+            "time_inferred",
+            "service_name",
+            "severity_number",
+            "severity_text",
+            "body",
+            "event_name",
+            "trace_id",
+            "span_id",
+            "flags",
         ]);
         columns.push(self.attributes(Table::Logs));
         columns.push(col("dropped_attributes_count"));
@@ -143,8 +156,16 @@ impl Tables {
 
     fn metric_head(&self, table: Table) -> Vec<Expr> {
         let mut columns = columns(&[
-            "metric_name", "metric_description", "metric_unit", "metric_type", "series_id", "service_name", "temporality",
-            "start_time", "time", "flags",
+            "metric_name",
+            "metric_description",
+            "metric_unit",
+            "metric_type",
+            "series_id",
+            "service_name",
+            "temporality",
+            "start_time",
+            "time",
+            "flags",
         ]);
         columns.push(self.attributes(table));
         columns.push(col("exemplars"));
@@ -166,8 +187,18 @@ impl Tables {
     fn metric_histograms(&self) -> Vec<Expr> {
         let mut columns = self.metric_head(Table::MetricHistograms);
         columns.extend(self::columns(&[
-            "count", "sum", "min", "max", "explicit_bounds", "bucket_counts", "scale", "zero_count", "zero_threshold",
-            "positive", "negative", "quantile_values",
+            "count",
+            "sum",
+            "min",
+            "max",
+            "explicit_bounds",
+            "bucket_counts",
+            "scale",
+            "zero_count",
+            "zero_threshold",
+            "positive",
+            "negative",
+            "quantile_values",
         ]));
         columns.extend(self.contexts(Table::MetricHistograms));
         columns
@@ -175,8 +206,20 @@ impl Tables {
 
     fn profiles(&self) -> Vec<Expr> {
         let mut columns = columns(&[
-            "time", "service_name", "profile_id", "duration_ns", "sample_type", "sample_unit", "period_type",
-            "period_unit", "period", "stack", "values", "timestamps", "trace_id", "span_id",
+            "time",
+            "service_name",
+            "profile_id",
+            "duration_ns",
+            "sample_type",
+            "sample_unit",
+            "period_type",
+            "period_unit",
+            "period",
+            "stack",
+            "values",
+            "timestamps",
+            "trace_id",
+            "span_id",
         ]);
         columns.push(self.attributes(Table::Profiles));
         columns.extend(self.contexts(Table::Profiles));
@@ -207,9 +250,7 @@ impl Tables {
             columns.push(get_field(col("item"), *field).alias(name));
         }
         columns.push(
-            self.functions
-                .origin(get_field(col("item"), "attributes"), Table::Spans, container)
-                .alias("attributes"),
+            self.functions.origin(get_field(col("item"), "attributes"), Table::Spans, container).alias("attributes"),
         );
         Ok(Arc::new(ViewTable::new(plan.project(columns)?.build()?, None)))
     }

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use arrow::array::{Array, ArrayRef, AsArray, ListArray, RecordBatch, StructArray, new_null_array};
-use arrow::array::{BooleanArray, Float64Array, Int32Array, Int64Array, StringArray, TimestampNanosecondArray, UInt32Array, UInt64Array};
+use arrow::array::{
+    BooleanArray, Float64Array, Int32Array, Int64Array, StringArray, TimestampNanosecondArray, UInt32Array, UInt64Array,
+};
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Int32Type, TimestampNanosecondType};
 use model::attributes::{AttributesColumn, AttributesView, Kinds, attributes_type};
@@ -145,10 +147,10 @@ fn default_column(data_type: &DataType, nullable: bool, rows: usize) -> ArrayRef
 pub(crate) fn batch(table: Table, rows: usize, columns: &[(&str, ArrayRef)]) -> RecordBatch {
     let schema = schema(table);
     let arrays = schema.fields().iter().map(|field| {
-        columns
-            .iter()
-            .find(|(name, _)| name == field.name())
-            .map_or_else(|| default_column(field.data_type(), field.is_nullable(), rows), |(_, array)| Arc::clone(array))
+        columns.iter().find(|(name, _)| name == field.name()).map_or_else(
+            || default_column(field.data_type(), field.is_nullable(), rows),
+            |(_, array)| Arc::clone(array),
+        )
     });
     let arrays = arrays.collect();
     for (name, _) in columns {
@@ -183,7 +185,9 @@ impl BatchKinds {
                 continue;
             }
             let column = match column.data_type() {
-                DataType::List(_) => Arc::clone(column.as_list::<i32>().values().as_struct().column_by_name("attributes").unwrap()),
+                DataType::List(_) => {
+                    Arc::clone(column.as_list::<i32>().values().as_struct().column_by_name("attributes").unwrap())
+                }
                 _ => Arc::clone(column),
             };
             let view = AttributesView::new(column.as_ref()).unwrap();

@@ -34,12 +34,7 @@ pub struct Response {
 impl Request {
     /// A request without headers or body.
     pub fn new(method: &str, path: &str) -> Self {
-        Self {
-            method: method.to_owned(),
-            path: path.to_owned(),
-            headers: Vec::new(),
-            body: Vec::new(),
-        }
+        Self { method: method.to_owned(), path: path.to_owned(), headers: Vec::new(), body: Vec::new() }
     }
 
     /// Adds a header.
@@ -59,10 +54,7 @@ impl Request {
         let mut stream = TcpStream::connect(to)?;
         stream.set_read_timeout(Some(RESPONSE_WITHIN))?;
         stream.set_write_timeout(Some(RESPONSE_WITHIN))?;
-        let mut head = format!(
-            "{} {} HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\n",
-            self.method, self.path
-        );
+        let mut head = format!("{} {} HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\n", self.method, self.path);
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -71,11 +63,8 @@ impl Request {
         // So the answer is read meanwhile, and only a missing answer is an error.
         let mut writing = stream.try_clone()?;
         let body = self.body.clone();
-        let writer = std::thread::spawn(move || {
-            writing
-                .write_all(head.as_bytes())
-                .and_then(|()| writing.write_all(&body))
-        });
+        let writer =
+            std::thread::spawn(move || writing.write_all(head.as_bytes()).and_then(|()| writing.write_all(&body)));
         let mut bytes = Vec::new();
         let read = stream.read_to_end(&mut bytes);
         let written = writer.join().expect("the writing thread does not panic");
@@ -84,10 +73,7 @@ impl Request {
             (None, Err(error), _) | (None, Ok(_), Err(error)) => Err(error),
             (None, Ok(_), Ok(())) => {
                 let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).into_owned();
-                Err(Error::new(
-                    ErrorKind::InvalidData,
-                    format!("no complete HTTP/1.1 response: {shown:?}"),
-                ))
+                Err(Error::new(ErrorKind::InvalidData, format!("no complete HTTP/1.1 response: {shown:?}")))
             }
         }
     }
@@ -96,10 +82,7 @@ impl Request {
 impl Response {
     /// The first header with this name (in lower case).
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(found, _)| found == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 }
 
@@ -107,27 +90,15 @@ impl Response {
 fn parse(bytes: &[u8]) -> Option<Response> {
     let end = find(bytes, b"\r\n\r\n")?;
     let mut lines = std::str::from_utf8(&bytes[..end]).ok()?.split("\r\n");
-    let status: u16 = lines
-        .next()?
-        .strip_prefix("HTTP/1.1 ")?
-        .get(..3)?
-        .parse()
-        .ok()?;
+    let status: u16 = lines.next()?.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
     let rest = &bytes[end + 4..];
     if status == 100 {
         return parse(rest);
     }
     let headers: Vec<(String, String)> = lines
-        .map(|line| {
-            line.split_once(':')
-                .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
-        })
+        .map(|line| line.split_once(':').map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())))
         .collect::<Option<_>>()?;
-    let mut response = Response {
-        status,
-        headers,
-        body: Vec::new(),
-    };
+    let mut response = Response { status, headers, body: Vec::new() };
     response.body = if response.header("transfer-encoding") == Some("chunked") {
         dechunk(rest)?
     } else if let Some(length) = response.header("content-length") {

@@ -3,16 +3,10 @@
 //! The process listens on ports that the kernel picks and tells them in one line of JSON on standard output. It
 //! is killed when the value is dropped. Not here: what is sent to it, except SQL; and no in-process server,
 //! because signals, exit codes and what survives them are what these tests are about.
-#![allow(
-    dead_code,
-    reason = "every test binary compiles this and none uses all of it"
-)]
+#![allow(dead_code, reason = "every test binary compiles this and none uses all of it")]
 #![allow(clippy::disallowed_methods, reason = "a test sleeps and looks again: there is no shutdown to wait for")]
 #![allow(clippy::print_stderr, reason = "what a failed test shows")]
-#![allow(
-    unreachable_pub,
-    reason = "a module of test binaries has no public interface"
-)]
+#![allow(unreachable_pub, reason = "a module of test binaries has no public interface")]
 
 pub mod grpc;
 pub mod http;
@@ -88,6 +82,12 @@ impl Setup {
         self
     }
 
+    /// Sets or removes an environment variable, for the next start.
+    pub fn set_env(&mut self, name: &str, value: Option<&str>) {
+        self.env.retain(|(known, _)| known != name);
+        self.env.extend(value.map(|value| (name.to_owned(), value.to_owned())));
+    }
+
     /// Where the configuration file is.
     pub fn config_path(&self) -> PathBuf {
         self.folder.path().join("godseye.yaml")
@@ -115,7 +115,8 @@ impl Setup {
 
     /// Starts the process and kills it so long after, ready or not.
     pub fn start_and_kill(&self, after: Duration) {
-        let mut child = self.command(&PORTS).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it can be started");
+        let mut child =
+            self.command(&PORTS).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it can be started");
         std::thread::sleep(after);
         child.kill().expect("a child can be killed");
         child.wait().expect("a killed child can be waited for");
@@ -125,7 +126,7 @@ impl Setup {
     pub fn run_to_end(&self, arguments: &[&str]) -> Ended {
         let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let mut child = self.command(&arguments).spawn().expect("the binary under test can be started");
-        let log = Log::of(child.stderr.take().expect("standard error is piped"));
+        let mut log = Log::of(child.stderr.take().expect("standard error is piped"));
         let status = wait_for(&mut child);
         Ended { status, log: log.lines_at_end() }
     }
@@ -365,7 +366,7 @@ impl Drop for Running {
 #[derive(Debug)]
 struct Log {
     lines: Arc<Mutex<Vec<String>>>,
-    reader: std::thread::JoinHandle<()>,
+    reader: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Log {
@@ -381,7 +382,7 @@ impl Log {
                 line.clear();
             }
         });
-        Self { lines, reader }
+        Self { lines, reader: Some(reader) }
     }
 
     fn lines(&self) -> Vec<String> {
@@ -389,9 +390,11 @@ impl Log {
     }
 
     /// Everything, once the process is gone.
-    fn lines_at_end(self) -> Vec<String> {
-        self.reader.join().expect("the reading thread does not panic");
-        std::mem::take(&mut *self.lines.lock().unwrap_or_else(PoisonError::into_inner))
+    fn lines_at_end(&mut self) -> Vec<String> {
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("the reading thread does not panic");
+        }
+        self.lines()
     }
 }
 

@@ -249,14 +249,21 @@ impl Sent {
     /// Checks the run against the store.
     pub fn check(&self, server: &Server, when: &str) {
         let wrong = self.faults(server);
-        assert!(wrong.is_empty(), "{when}, run {}: {} faults: {:#?}", self.run, wrong.len(), &wrong[..wrong.len().min(20)]);
+        assert!(
+            wrong.is_empty(),
+            "{when}, run {}: {} faults: {:#?}",
+            self.run,
+            wrong.len(),
+            &wrong[..wrong.len().min(20)]
+        );
     }
 }
 
 /// Checks that the ledger adds up, and that what it counts as stored is what is there.
 pub fn check_ledger(server: &Server, when: &str) {
-    let answer = server
-        .sql("SELECT signal, sum(received), sum(stored), sum(rejected) FROM ingest_ledger GROUP BY signal ORDER BY signal");
+    let answer = server.sql(
+        "SELECT signal, sum(received), sum(stored), sum(rejected) FROM ingest_ledger GROUP BY signal ORDER BY signal",
+    );
     let mut stored_by_signal = BTreeMap::new();
     for row in answer["rows"].as_array().expect("rows are a list") {
         let signal = row[0].as_str().expect("a signal has a name").to_owned();

@@ -170,8 +170,8 @@ impl<E: Export, A: Authenticate> Receiver<E, A> {
     /// will not help, since the same bytes would meet it again.
     async fn export(&self, signal: Signal, tenant: TenantId, message: Message) -> Result<Accepted, Refusal> {
         let (body, _until_the_outcome) = message.share();
-        let outcome = AssertUnwindSafe(self.0.export.export(ExportRequest { signal, tenant, body }));
-        match outcome.catch_unwind().await {
+        let outcome = async { self.0.export.export(ExportRequest { signal, tenant, body }).await };
+        match AssertUnwindSafe(outcome).catch_unwind().await {
             Ok(Ok(accepted)) => Ok(accepted),
             Ok(Err(error)) => Err(error.into()),
             Err(_panic) => {

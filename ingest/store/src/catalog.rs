@@ -167,8 +167,7 @@ impl AttributeKinds {
         let mut kinds = Self { truncated: stored.truncated, ..Self::default() };
         for container in Container::ALL {
             if let Some(keys) = stored.keys.remove(container.column()) {
-                kinds.containers[container as usize] =
-                    keys.into_iter().map(|(key, bits)| (key, Kinds(bits))).collect();
+                kinds.containers[container as usize] = keys.into_iter().map(|(key, bits)| (key, Kinds(bits))).collect();
             }
         }
         Ok(kinds)

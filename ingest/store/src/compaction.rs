@@ -18,9 +18,9 @@ use crate::error::StoreError;
 use crate::segment::{Packing, Segment, SegmentMeta, SegmentWriter, Written, read};
 use crate::sort::{MergeKey, TextNumbers};
 
-/// Rows of one batch that is read from an input or written to the output: memory of a merge is
-/// about this times the inputs, plus one row group.
-const BATCH_ROWS: usize = 8192;
+/// Rows of one batch that is read from an input or written to the output: a merge holds two such
+/// batches of each input, plus one row group.
+const BATCH_ROWS: usize = 4096;
 
 /// Segments to merge into one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,8 +111,7 @@ impl Cursor {
 pub(crate) fn merge(inputs: &[Arc<Segment>], path: &Path) -> Result<Written, MergeError> {
     let first = inputs.first().expect("a plan has inputs").meta();
     let table = first.table;
-    let mut writer =
-        SegmentWriter::create(path, table, &first.tenant, Packing::MERGE).map_err(MergeError::Output)?;
+    let mut writer = SegmentWriter::create(path, table, &first.tenant, Packing::MERGE).map_err(MergeError::Output)?;
     let mut numbers = TextNumbers::default();
     let mut pool: Vec<RecordBatch> = Vec::new();
     let mut cursors = Vec::with_capacity(inputs.len());
@@ -218,7 +217,7 @@ fn write_picked(
 pub(crate) mod tests {
     use super::*;
     use crate::catalog::AttributeKinds;
-    use crate::sort::{is_sorted, sort_batches};
+    use crate::sort::{is_sorted, sorted_batch};
     use crate::testing::{random_batch, row_multiset};
     use arrow::compute::concat_batches;
     use model::schema::schema;
@@ -269,7 +268,8 @@ pub(crate) mod tests {
             ("one never does", &[10, 1000], closed, &[]),
             ("too large stays", &[9000, 9000], closed, &[]),
         ] {
-            let segments: Vec<SegmentMeta> = sizes.iter().enumerate().map(|(id, bytes)| meta(id as u64, *bytes)).collect();
+            let segments: Vec<SegmentMeta> =
+                sizes.iter().enumerate().map(|(id, bytes)| meta(id as u64, *bytes)).collect();
             let merges = plan(&segments, now, &config());
             assert_eq!(merges.iter().map(|merge| &merge.inputs[..]).collect::<Vec<_>>(), expected, "{what}");
         }
@@ -305,7 +305,7 @@ pub(crate) mod tests {
         let path = dir.join(format!("{id}.parquet"));
         let tenant = TenantId::default_tenant();
         let mut writer = SegmentWriter::create(&path, table, &tenant, Packing::FLUSH).unwrap();
-        writer.write(&sort_batches(table, [batch]).unwrap()).unwrap();
+        writer.write(&sorted_batch(table, [batch])).unwrap();
         writer.finish().unwrap();
         let meta = SegmentMeta { table, ..meta(id, 1) };
         Segment::new(meta, AttributeKinds::default(), path)

@@ -117,10 +117,10 @@ pub enum StoreError {
     },
     /// A test asked the store to stop here, as a crash would.
     #[cfg(test)]
-    #[error("stopped at {step:?}")]
+    #[error("stopped at {step}")]
     Stopped {
         /// Where.
-        step: crate::store::Step,
+        step: String,
     },
 }
 
@@ -173,6 +173,14 @@ impl StoreError {
     pub(crate) fn manifest(op: &'static str) -> impl FnOnce(rusqlite::Error) -> Self {
         move |source| Self::Manifest { op, source }
     }
+}
+
+/// Whether a file that gives this error is damaged or gone, and not just out of reach for now: a
+/// wrong permission or a lack of file handles must never set data aside.
+pub(crate) fn is_damage(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.kind() == io::ErrorKind::UnexpectedEof
+        || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 /// No space, no quota, or the file size limit.

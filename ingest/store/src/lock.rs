@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::error::StoreError;
 
 /// The version of the directory's layout, in `FORMAT`.
-pub const LAYOUT_VERSION: u32 = 1;
+pub(crate) const LAYOUT_VERSION: u32 = 1;
 
 const FORMAT_PREFIX: &str = "godseye ";
 
@@ -83,7 +83,9 @@ impl DataDir {
                         Err(StoreError::NewerFormat { path, found: version, supported: LAYOUT_VERSION })
                     }
                     Some(_) => Ok(()),
-                    None => Err(StoreError::NotADataDirectory { path: self.root.clone(), found: found.trim().to_owned() }),
+                    None => {
+                        Err(StoreError::NotADataDirectory { path: self.root.clone(), found: found.trim().to_owned() })
+                    }
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -98,9 +100,10 @@ impl DataDir {
                 std::fs::rename(&temporary, &path).map_err(StoreError::io("create", &path))?;
                 sync_dir(&self.root)
             }
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                Err(StoreError::NotADataDirectory { path: self.root.clone(), found: "bytes that are not text".to_owned() })
-            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(StoreError::NotADataDirectory {
+                path: self.root.clone(),
+                found: "bytes that are not text".to_owned(),
+            }),
             Err(error) => Err(StoreError::io("read", &path)(error)),
         }
     }
@@ -187,7 +190,10 @@ mod tests {
         let root = temporary.path();
         drop(DataDir::open(root).unwrap());
         for (text, check) in [
-            (&b"godseye 2\n"[..], (|error| matches!(error, StoreError::NewerFormat { found: 2, .. })) as fn(StoreError) -> bool),
+            (
+                &b"godseye 2\n"[..],
+                (|error| matches!(error, StoreError::NewerFormat { found: 2, .. })) as fn(StoreError) -> bool,
+            ),
             (b"postgres 15\n", |error| matches!(error, StoreError::NotADataDirectory { .. })),
             (b"", |error| matches!(error, StoreError::NotADataDirectory { .. })),
             (b"\xff\xfe", |error| matches!(error, StoreError::NotADataDirectory { .. })),

@@ -114,9 +114,8 @@ impl Manifest {
         if verdict != "ok" {
             return Err(StoreError::ManifestDamaged { path: path.to_owned(), reason: verdict });
         }
-        let version: u32 = connection
-            .query_row("PRAGMA user_version", [], |row| row.get(0))
-            .map_err(error("read the version"))?;
+        let version: u32 =
+            connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(error("read the version"))?;
         let supported = u32::try_from(MIGRATIONS.len()).expect("there are few migrations");
         if version > supported {
             return Err(StoreError::NewerFormat { path: path.to_owned(), found: version, supported });
@@ -183,8 +182,7 @@ impl Manifest {
             .map_err(error("read high-water marks"))?;
         let mut rows = statement.query([]).map_err(error("read high-water marks"))?;
         while let Some(row) = rows.next().map_err(error("read high-water marks"))? {
-            let (table, seq): (i64, i64) =
-                row.try_into().map_err(error("read high-water marks"))?;
+            let (table, seq): (i64, i64) = row.try_into().map_err(error("read high-water marks"))?;
             let table = table_of(table).ok_or_else(|| self.damaged(format!("high-water mark of table {table}")))?;
             loaded.high_water[table.index()] = seq.cast_unsigned();
         }
@@ -240,10 +238,7 @@ impl Manifest {
             )
             .map_err(error("set a high-water mark"))?;
         transaction
-            .execute(
-                "UPDATE meta SET value = max(value, ?1) WHERE name = 'covered_seq'",
-                [signed(flush.covered_seq)],
-            )
+            .execute("UPDATE meta SET value = max(value, ?1) WHERE name = 'covered_seq'", [signed(flush.covered_seq)])
             .map_err(error("set the covered sequence number"))?;
         transaction.commit().map_err(error("commit a flush"))
     }
@@ -354,11 +349,7 @@ fn table_of(number: i64) -> Option<Table> {
     u8::try_from(number).ok().and_then(Table::from_u8)
 }
 
-fn insert_segment(
-    transaction: &Transaction<'_>,
-    meta: &SegmentMeta,
-    kinds: &AttributeKinds,
-) -> Result<(), StoreError> {
+fn insert_segment(transaction: &Transaction<'_>, meta: &SegmentMeta, kinds: &AttributeKinds) -> Result<(), StoreError> {
     transaction
         .execute(
             "INSERT INTO segments (id, tenant, table_number, format_version, file, rows, bytes, min_time, max_time,
@@ -424,9 +415,19 @@ mod tests {
         }
     }
 
-    fn flush<'a>(segments: Vec<(&'a SegmentMeta, &'a AttributeKinds)>, tenant: &'a TenantId, seq: u64) -> FlushCommit<'a> {
+    fn flush<'a>(
+        segments: Vec<(&'a SegmentMeta, &'a AttributeKinds)>,
+        tenant: &'a TenantId,
+        seq: u64,
+    ) -> FlushCommit<'a> {
         let line = LedgerLine { minute: 60, signal: Signal::Logs, reason: None, items: 10 };
-        FlushCommit { table: Table::Logs, segments, ledger: vec![(tenant, line)], high_water: seq, covered_seq: seq - 1 }
+        FlushCommit {
+            table: Table::Logs,
+            segments,
+            ledger: vec![(tenant, line)],
+            high_water: seq,
+            covered_seq: seq - 1,
+        }
     }
 
     #[test]

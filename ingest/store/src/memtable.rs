@@ -74,13 +74,7 @@ impl Memtable {
     }
 
     /// Adds an entry of log record `seq`, with its memory as [`batch_bytes`] found it.
-    pub(crate) fn add(
-        &mut self,
-        seq: u64,
-        meta: LogEntryMeta,
-        batch: Option<(RecordBatch, u64)>,
-        now: Timestamp,
-    ) {
+    pub(crate) fn add(&mut self, seq: u64, meta: LogEntryMeta, batch: Option<(RecordBatch, u64)>, now: Timestamp) {
         self.seqs = Some((self.seqs.map_or(seq, |seqs| seqs.0), seq));
         self.since.get_or_insert(now);
         if let Some((batch, bytes)) = batch.filter(|(batch, _)| batch.num_rows() > 0) {

@@ -114,7 +114,9 @@ impl Metrics {
         register(registry, "wal_group_entries", "Entries of a group", &m.wal_group_entries);
         register(registry, "wal_group_bytes", "Bytes of a group", &m.wal_group_bytes);
         register(registry, "wal_records_lost", "Records that could not be read at start", &m.wal_records_lost);
-        register(registry, "wal_records_undecodable",
+        register(
+            registry,
+            "wal_records_undecodable",
             "Records set aside at start since their rows made no sense",
             &m.wal_records_undecodable,
         );
@@ -133,7 +135,12 @@ impl Metrics {
         register(registry, "store_segment_bytes", "Bytes of the segments that queries read", &m.segment_bytes);
         register(registry, "store_segments_expired", "Segments that retention removed", &m.segments_expired);
         register(registry, "store_segments_quarantined", "Segments set aside", &m.segments_quarantined);
-        register(registry, "store_orphans_removed", "Files removed at start that no manifest lists", &m.orphans_removed);
+        register(
+            registry,
+            "store_orphans_removed",
+            "Files removed at start that no manifest lists",
+            &m.orphans_removed,
+        );
         register(registry, "store_refused", "Groups refused", &m.refused);
         metrics
     }

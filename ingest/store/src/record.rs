@@ -37,6 +37,9 @@ pub const ENTRY_VERSION: u8 = 1;
 /// The kind of the log's records that hold a group of entries.
 pub const GROUP_KIND: u8 = 1;
 
+/// The most a group may take, bytes: whoever forms groups cuts them well before.
+pub const GROUP_BYTES_MAX: u64 = crate::wal::RECORD_BYTES_MAX_DEFAULT as u64;
+
 /// A body that says it is larger than this is damaged, bytes: ten times the largest request.
 const BODY_BYTES_MAX: usize = 1 << 30;
 
@@ -292,8 +295,8 @@ fn decode_rows(table: Table, body: &Buffer) -> Result<RecordBatch, RecordError> 
         let mut lengths = Input(&lengths);
         let metadata = part(lengths.u32("message")? as usize)?;
         let data = part(lengths.u32("message")? as usize)?;
-        let message = arrow_ipc::root_as_message(&metadata)
-            .map_err(|error| arrow(ArrowError::ParseError(error.to_string())))?;
+        let message =
+            arrow_ipc::root_as_message(&metadata).map_err(|error| arrow(ArrowError::ParseError(error.to_string())))?;
         if let Some(dictionary) = message.header_as_dictionary_batch() {
             // The reader unwraps the batch of a dictionary.
             dictionary.data().ok_or(damaged("dictionary"))?;
@@ -301,9 +304,8 @@ fn decode_rows(table: Table, body: &Buffer) -> Result<RecordBatch, RecordError> 
             continue;
         }
         let rows = message.header_as_record_batch().ok_or(damaged("message kind"))?;
-        let read =
-            read_record_batch(&data, rows, Arc::clone(with_ids), &dictionaries, None, &message.version())
-                .map_err(arrow)?;
+        let read = read_record_batch(&data, rows, Arc::clone(with_ids), &dictionaries, None, &message.version())
+            .map_err(arrow)?;
         return with_schema(schema(table), &read).map_err(arrow);
     }
 }

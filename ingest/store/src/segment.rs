@@ -20,14 +20,13 @@ use model::time::Timestamp;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
-use parquet::errors::ParquetError;
 use parquet::file::metadata::{KeyValue, ParquetMetaDataReader, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::schema::types::ColumnPath;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::catalog::AttributeKinds;
-use crate::error::StoreError;
+use crate::error::{StoreError, is_damage};
 
 /// The extension of a segment's file.
 pub const SEGMENT_EXTENSION: &str = "parquet";
@@ -48,7 +47,7 @@ const BLOOM_FALSE_POSITIVES: f64 = 0.01;
 /// Rows of a page: a page is the smallest unit that the page index can skip.
 const PAGE_ROWS_MAX: usize = 10_000;
 
-/// Dictionaries of columns with many distinct values that still repeat (trace ids, frames), bytes:
+/// The dictionary of stack frames, of which there are many distinct ones that still repeat, bytes:
 /// the default of 1 MiB would fall back to plain halfway through a row group.
 const LARGE_DICTIONARY_BYTES: usize = 4 << 20;
 
@@ -66,10 +65,10 @@ pub(crate) struct Packing {
 impl Packing {
     /// A flush: quick, since the acknowledgement path shares the machine with it.
     pub(crate) const FLUSH: Self =
-        Self { zstd_level: 1, row_group_rows_max: 128 * 1024, row_group_bytes_max: 64 << 20 };
+        Self { zstd_level: 1, row_group_rows_max: 128 * 1024, row_group_bytes_max: 32 << 20 };
     /// A merge: it happens a few times in a row's life and is read for the rest of it.
     pub(crate) const MERGE: Self =
-        Self { zstd_level: 3, row_group_rows_max: 512 * 1024, row_group_bytes_max: 64 << 20 };
+        Self { zstd_level: 3, row_group_rows_max: 512 * 1024, row_group_bytes_max: 32 << 20 };
 }
 
 /// What is known of a segment without opening it.
@@ -249,22 +248,17 @@ fn leaf_properties(builder: WriterPropertiesBuilder, leaf: &Leaf, packing: Packi
     match (name, &leaf.data_type) {
         // Times and durations are near their neighbours once sorted.
         (_, DataType::Timestamp(_, _)) | ("duration_ns", _) => plain(builder, Encoding::DELTA_BINARY_PACKED),
-        // The spans of a trace share its id within a row group; a span's own id never repeats and
-        // has no pattern, so neither a dictionary nor zstd can gain on it.
-        ("trace_id", _) if leaf.top_level => builder
-            .set_column_dictionary_page_size_limit(path(), LARGE_DICTIONARY_BYTES)
+        // The version of Parquet that is written has no dictionaries for ids, but zstd finds the
+        // neighbours of one trace. A span's own id never repeats, so there is nothing to gain.
+        ("trace_id", _) if leaf.top_level => plain(builder, Encoding::PLAIN)
             .set_column_bloom_filter_enabled(path(), true)
             .set_column_bloom_filter_fpp(path(), BLOOM_FALSE_POSITIVES)
             .set_column_bloom_filter_max_ndv(path(), packing.row_group_rows_max as u64),
-        ("span_id", _) => {
-            plain(builder, Encoding::PLAIN).set_column_compression(path(), Compression::UNCOMPRESSED)
-        }
+        ("span_id", _) => plain(builder, Encoding::PLAIN).set_column_compression(path(), Compression::UNCOMPRESSED),
         ("parent_span_id" | "otlp" | "profile_id", _) => plain(builder, Encoding::PLAIN),
         ("body" | "body_value", _) => plain(builder, Encoding::DELTA_LENGTH_BYTE_ARRAY),
         _ if leaf.path.iter().any(|part| part == "others") => plain(builder, Encoding::DELTA_LENGTH_BYTE_ARRAY),
-        _ if leaf.path[0] == "stack" => {
-            builder.set_column_dictionary_page_size_limit(path(), LARGE_DICTIONARY_BYTES)
-        }
+        _ if leaf.path[0] == "stack" => builder.set_column_dictionary_page_size_limit(path(), LARGE_DICTIONARY_BYTES),
         // Counters must not be delta-encoded before zstd, which finds more in them as they are.
         ("value_double" | "value_int", _) => plain(builder, Encoding::PLAIN),
         // What overflows its dictionary.
@@ -350,7 +344,7 @@ impl SegmentWriter {
     }
 }
 
-/// Reads a segment from front to back in batches of so many rows, in this release's schema.
+/// Reads a segment from front to back in batches of so many rows, in the schema it was written in.
 pub(crate) fn read(path: &Path, batch_rows: usize) -> Result<ParquetRecordBatchReader, StoreError> {
     let file = File::open(path).map_err(StoreError::io("open", path))?;
     ParquetRecordBatchReaderBuilder::try_new_with_options(file, ArrowReaderOptions::new())
@@ -358,24 +352,42 @@ pub(crate) fn read(path: &Path, batch_rows: usize) -> Result<ParquetRecordBatchR
         .map_err(StoreError::parquet("read", path))
 }
 
-/// Checks that a file is there, has its size, and ends with a footer for its table and rows.
+/// Checks that a file is there, has its size, and ends with a footer for its rows, table and
+/// tenant. The inner error is what is wrong with it, for the log and the manifest.
 ///
 /// # Errors
-/// What is wrong, as a sentence for the log and the manifest.
-pub(crate) fn check_footer(path: &Path, meta: &SegmentMeta) -> Result<(), String> {
-    let file = File::open(path).map_err(|error| format!("cannot be opened: {error}"))?;
-    let bytes = file.metadata().map_err(|error| format!("has no size: {error}"))?.len();
-    if bytes != meta.bytes {
-        return Err(format!("has {bytes} bytes, expected {}", meta.bytes));
+/// When the file cannot be looked at, which says nothing about it.
+pub(crate) fn check_footer(path: &Path, meta: &SegmentMeta) -> Result<Result<(), String>, StoreError> {
+    if meta.format_version > FORMAT_VERSION {
+        let (found, supported) = (meta.format_version, FORMAT_VERSION);
+        return Err(StoreError::NewerFormat { path: path.to_owned(), found, supported });
     }
-    let footer = ParquetMetaDataReader::new()
-        .parse_and_finish(&file)
-        .map_err(|error: ParquetError| format!("has no readable footer: {error}"))?;
+    let opened = File::open(path).and_then(|file| file.metadata().map(|metadata| (file, metadata.len())));
+    let (file, bytes) = match opened {
+        Ok(opened) => opened,
+        Err(error) if is_damage(&error) => return Ok(Err(format!("cannot be opened: {error}"))),
+        Err(error) => return Err(StoreError::io("open", path)(error)),
+    };
+    if bytes != meta.bytes {
+        return Ok(Err(format!("has {bytes} bytes, expected {}", meta.bytes)));
+    }
+    let footer = match ParquetMetaDataReader::new().parse_and_finish(&file) {
+        Ok(footer) => footer,
+        Err(error) => return Ok(Err(format!("has no readable footer: {error}"))),
+    };
     let rows = footer.file_metadata().num_rows();
     if u64::try_from(rows) != Ok(meta.rows) {
-        return Err(format!("has {rows} rows, expected {}", meta.rows));
+        return Ok(Err(format!("has {rows} rows, expected {}", meta.rows)));
     }
-    Ok(())
+    for (key, expected) in [(METADATA_TABLE, meta.table.name()), (METADATA_TENANT, meta.tenant.as_str())] {
+        let entries = footer.file_metadata().key_value_metadata();
+        let found = entries.and_then(|entries| entries.iter().find(|entry| entry.key == key));
+        let found = found.and_then(|entry| entry.value.as_deref()).unwrap_or_default();
+        if found != expected {
+            return Ok(Err(format!("is of {key} `{found}`, expected `{expected}`")));
+        }
+    }
+    Ok(Ok(()))
 }
 
 /// The checksum of a file, read from front to back.
@@ -394,7 +406,7 @@ pub(crate) fn checksum(path: &Path) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sort::sort_batches;
+    use crate::sort::sorted_batch;
     use crate::testing::{random_batch, row_multiset, same_rows_in_order};
     use arrow::compute::concat_batches;
 
@@ -406,7 +418,7 @@ mod tests {
             for packing in [Packing::FLUSH, Packing::MERGE] {
                 let path = dir.path().join(format!("{table}.parquet"));
                 let batches: Vec<RecordBatch> = (0..3).map(|seed| random_batch(table, 700, seed)).collect();
-                let sorted = sort_batches(table, &batches).unwrap();
+                let sorted = sorted_batch(table, &batches);
                 let mut writer = SegmentWriter::create(&path, table, &tenant, packing).unwrap();
                 writer.write(&sorted.slice(0, 900)).unwrap();
                 writer.write(&sorted.slice(900, sorted.num_rows() - 900)).unwrap();
@@ -425,5 +437,57 @@ mod tests {
                 assert_eq!(row_multiset(table, &read), row_multiset(table, &batches), "{table}");
             }
         }
+    }
+
+    #[test]
+    fn a_file_has_what_a_reader_prunes_by() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let tenant = TenantId::default_tenant();
+        let mut writer = SegmentWriter::create(&path, Table::Spans, &tenant, Packing::FLUSH).unwrap();
+        writer.write(&sorted_batch(Table::Spans, [&random_batch(Table::Spans, 500, 1)])).unwrap();
+        writer.finish().unwrap();
+        let footer = ParquetMetaDataReader::new()
+            .with_page_index_policy(parquet::file::metadata::PageIndexPolicy::Required)
+            .parse_and_finish(&File::open(&path).unwrap())
+            .unwrap();
+        assert!(footer.column_index().is_some() && footer.offset_index().is_some());
+        let group = footer.row_group(0);
+        let column = |name: &str| {
+            group
+                .columns()
+                .iter()
+                .find(|column| column.column_path().string() == name)
+                .unwrap_or_else(|| panic!("{name}"))
+        };
+        for (name, bloom, statistics, dictionary, encoding, packed) in [
+            ("trace_id", true, true, false, Some(Encoding::PLAIN), true),
+            ("span_id", false, false, false, Some(Encoding::PLAIN), false),
+            ("parent_span_id", false, false, false, Some(Encoding::PLAIN), true),
+            ("service_name", false, true, true, None, true),
+            ("start_time", false, true, false, Some(Encoding::DELTA_BINARY_PACKED), true),
+            ("duration_ns", false, true, false, Some(Encoding::DELTA_BINARY_PACKED), true),
+            ("attributes.shape", false, false, true, None, true),
+            ("events.list.item.name", false, false, true, None, true),
+            ("events.list.item.time", false, false, false, Some(Encoding::DELTA_BINARY_PACKED), true),
+            ("links.list.item.span_id", false, false, false, Some(Encoding::PLAIN), false),
+            ("resource", false, false, true, None, true),
+        ] {
+            let column = column(name);
+            assert_eq!(column.bloom_filter_offset().is_some(), bloom, "{name}");
+            assert_eq!(column.statistics().is_some_and(|found| found.min_bytes_opt().is_some()), statistics, "{name}");
+            assert_eq!(column.dictionary_page_offset().is_some(), dictionary, "{name}");
+            assert_eq!(column.compression() != Compression::UNCOMPRESSED, packed, "{name}");
+            if let Some(encoding) = encoding {
+                assert!(column.encodings().any(|found| found == encoding), "{name}");
+            }
+        }
+        let sorted: Vec<String> = group
+            .sorting_columns()
+            .unwrap()
+            .iter()
+            .map(|sorting| group.column(sorting.column_idx as usize).column_path().string())
+            .collect();
+        assert_eq!(sorted, Table::Spans.sort_columns());
     }
 }

@@ -45,8 +45,36 @@ impl<'a> Columns<'a> {
 
     /// The id of a row as a number of the same order.
     fn id(&self, row: usize) -> u64 {
-        self.ids.map_or(0, |ids| {
-            ids.value(row).first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+        self.ids.map_or(0, |ids| ids.value(row).first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes)))
+    }
+}
+
+/// Rows of one table and their order; they are put into it piece by piece, so that a flush does
+/// not hold a second copy of everything.
+#[derive(Debug)]
+pub(crate) struct SortedRows {
+    rows: RecordBatch,
+    /// `None` when they are in order as they are.
+    order: Option<UInt32Array>,
+}
+
+impl SortedRows {
+    /// The rows, in no order.
+    pub(crate) const fn unordered(&self) -> &RecordBatch {
+        &self.rows
+    }
+
+    /// The rows in order, so many at a time.
+    pub(crate) fn pieces(&self, rows_max: usize) -> impl Iterator<Item = Result<RecordBatch, StoreError>> {
+        let rows = self.rows.num_rows();
+        (0..rows).step_by(rows_max).map(move |start| {
+            let length = rows_max.min(rows - start);
+            match &self.order {
+                None => Ok(self.rows.slice(start, length)),
+                Some(order) => {
+                    take_record_batch(&self.rows, &order.slice(start, length)).map_err(StoreError::arrow("sort rows"))
+                }
+            }
         })
     }
 }
@@ -55,7 +83,7 @@ impl<'a> Columns<'a> {
 pub(crate) fn sort_batches<'a>(
     table: Table,
     batches: impl IntoIterator<Item = &'a RecordBatch>,
-) -> Result<RecordBatch, StoreError> {
+) -> Result<SortedRows, StoreError> {
     let all = concat_batches(&schema(table), batches).map_err(StoreError::arrow("join rows"))?;
     let columns = Columns::of(table, &all)?;
     let ranks = ranks(columns.texts);
@@ -68,11 +96,11 @@ pub(crate) fn sort_batches<'a>(
         })
         .collect();
     if order.is_sorted() {
-        return Ok(all);
+        return Ok(SortedRows { rows: all, order: None });
     }
     order.sort_unstable();
     let order = UInt32Array::from_iter_values(order.into_iter().map(|key| key.3));
-    take_record_batch(&all, &order).map_err(StoreError::arrow("sort rows"))
+    Ok(SortedRows { rows: all, order: Some(order) })
 }
 
 /// For each value of a dictionary its place in byte order; equal values have equal ranks.
@@ -109,8 +137,7 @@ impl TextNumbers {
     /// The keys of a batch's rows.
     pub(crate) fn keys(&mut self, table: Table, batch: &RecordBatch) -> Result<Vec<MergeKey>, StoreError> {
         let columns = Columns::of(table, batch)?;
-        let numbers: Vec<u32> =
-            (0..columns.texts.len()).map(|index| self.number(columns.texts.value(index))).collect();
+        let numbers: Vec<u32> = (0..columns.texts.len()).map(|index| self.number(columns.texts.value(index))).collect();
         Ok((0..batch.num_rows())
             .map(|row| MergeKey {
                 text: numbers[columns.text_keys[row].unsigned_abs() as usize],
@@ -142,6 +169,14 @@ impl TextNumbers {
     }
 }
 
+/// As [`sort_batches`], all rows in one batch.
+#[cfg(test)]
+pub(crate) fn sorted_batch<'a>(table: Table, batches: impl IntoIterator<Item = &'a RecordBatch>) -> RecordBatch {
+    let sorted = sort_batches(table, batches).unwrap();
+    let pieces: Vec<RecordBatch> = sorted.pieces(7).map(|piece| piece.unwrap()).collect();
+    concat_batches(&schema(table), &pieces).unwrap()
+}
+
 /// Whether a batch is in its table's order.
 #[cfg(test)]
 pub(crate) fn is_sorted(table: Table, batch: &RecordBatch) -> bool {
@@ -159,7 +194,7 @@ mod tests {
     fn sorting_orders_rows_and_keeps_them() {
         for table in Table::ALL {
             let batches: Vec<RecordBatch> = (0..5).map(|seed| random_batch(table, 40, seed)).collect();
-            let sorted = sort_batches(table, &batches).unwrap();
+            let sorted = sorted_batch(table, &batches);
             assert!(!is_sorted(table, &concat_batches(&schema(table), &batches).unwrap()), "{table}");
             assert!(is_sorted(table, &sorted), "{table}");
             assert_eq!(row_multiset(table, &[sorted]), row_multiset(table, &batches), "{table}");

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ use model::time::Timestamp;
 use crate::catalog::{AttributeKinds, KindsCollector};
 use crate::compaction::{self, MergeError};
 use crate::config::StoreConfig;
-use crate::error::StoreError;
+use crate::error::{StoreError, is_damage};
 use crate::lock::{DataDir, create_dir_durably, sync_dir};
 use crate::manifest::{FlushCommit, Manifest};
 use crate::memtable::{Memtable, batch_bytes};
@@ -53,6 +53,10 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
 /// At this part of `memtable_bytes_max` the largest table is flushed, whatever its size, so that
 /// appends are refused only when flushing cannot keep up.
 const MEMTABLE_PRESSURE: (u64, u64) = (3, 4);
+
+/// Rows that a flush puts in order and writes at a time: enough for columns to pay off, few enough
+/// to stay in a cache.
+const FLUSH_PIECE_ROWS: usize = 8192;
 
 /// How much nicer than the rest of the process the compactor is.
 const COMPACTOR_NICE: i32 = 10;
@@ -266,10 +270,8 @@ impl Waker {
     /// Waits for a wake, at most so long.
     fn wait(&self, tick: Duration) {
         let guard = lock(&self.woken);
-        let (mut woken, _) = self
-            .condvar
-            .wait_timeout_while(guard, tick, |woken| !*woken)
-            .unwrap_or_else(PoisonError::into_inner);
+        let (mut woken, _) =
+            self.condvar.wait_timeout_while(guard, tick, |woken| !*woken).unwrap_or_else(PoisonError::into_inner);
         *woken = false;
     }
 
@@ -346,6 +348,7 @@ pub struct Store {
     next_segment_id: AtomicU64,
     wal_bytes: AtomicU64,
     quarantined: AtomicU64,
+    ledger_expired_day: AtomicI64,
     flusher: Waker,
     compactor: Waker,
     #[cfg(test)]
@@ -373,26 +376,31 @@ impl Store {
         let dir = DataDir::open(&config.data_dir)?;
         refuse_orphaned_segments(&dir)?;
         let mut manifest = Manifest::open(&dir.manifest())?;
-        let loaded = manifest.load()?;
-        let mut quarantined = loaded.quarantined.len() as u64;
+        let mut loaded = manifest.load()?;
 
         let mut live: BTreeMap<(TenantId, Table), Vec<Arc<Segment>>> = BTreeMap::new();
-        for (meta, kinds) in loaded.live {
+        for (meta, kinds) in std::mem::take(&mut loaded.live) {
             let path = dir.segment_dir(&meta.tenant, meta.table).join(meta.file_name());
-            if let Err(reason) = check_footer(&path, &meta) {
+            if let Err(reason) = check_footer(&path, &meta)? {
                 tracing::error!(segment = meta.id, path = %path.display(), reason, rows = meta.rows, "segment is damaged and set aside");
                 manifest.quarantine(meta.id, &reason)?;
-                set_aside(&dir, &meta);
-                quarantined += 1;
+                loaded.quarantined.push(meta);
                 continue;
             }
             live.entry((meta.tenant.clone(), meta.table)).or_default().push(Segment::new(meta, kinds, path));
         }
-        // A crash between the manifest and the move leaves these where they were.
+        // A crash between the manifest and the move leaves some of these where they were.
         for meta in &loaded.quarantined {
             set_aside(&dir, meta);
         }
-        let listed: HashSet<PathBuf> = live.values().flatten().map(|segment| segment.path().to_owned()).collect();
+        // One that could not be moved stays: only what nobody lists is removed.
+        let set_aside = loaded.quarantined.iter();
+        let listed: HashSet<PathBuf> = live
+            .values()
+            .flatten()
+            .map(|segment| segment.path().to_owned())
+            .chain(set_aside.map(|meta| dir.segment_dir(&meta.tenant, meta.table).join(meta.file_name())))
+            .collect();
         metrics.orphans_removed.inc_by(remove_orphans(&dir, &listed)?);
 
         let mut state = State {
@@ -412,8 +420,7 @@ impl Store {
         options.segment_bytes_max = config.wal_segment_bytes_max;
         options.min_free_bytes = config.wal_min_free_bytes;
         options.covered_seq = Some(loaded.covered_seq).filter(|seq| *seq > 0);
-        let (mut wal, mut recovery) =
-            Wal::open(options.clone(), &progress.log, &mut |record| replay.visit(record))?;
+        let (mut wal, mut recovery) = Wal::open(options.clone(), &progress.log, &mut |record| replay.visit(record))?;
         let highest = loaded.high_water.into_iter().max().unwrap_or(0);
         if wal.next_seq() <= highest {
             // The log is gone, or is another's: numbers up to a high-water mark would be taken for
@@ -435,7 +442,8 @@ impl Store {
             manifest: Mutex::new(manifest),
             state: Mutex::new(state),
             next_segment_id: AtomicU64::new(loaded.next_segment_id),
-            quarantined: AtomicU64::new(quarantined),
+            quarantined: AtomicU64::new(loaded.quarantined.len() as u64),
+            ledger_expired_day: AtomicI64::new(i64::MIN),
             flusher: Waker::default(),
             compactor: Waker::default(),
             #[cfg(test)]
@@ -598,14 +606,15 @@ impl Store {
             .collect())
     }
 
-    /// Whether a segment's file is what was written. Reads all of it.
+    /// Whether a segment's file is what was written. Reads all of it. One that cannot be looked at
+    /// (no permission, no file handle) has not been shown to be anything else.
     #[must_use]
     pub fn verify(&self, segment: &Segment) -> bool {
         match checksum(segment.path()) {
             Ok(found) => found == segment.meta().checksum,
             Err(error) => {
                 tracing::warn!(path = %segment.path().display(), %error, "cannot read a segment to verify it");
-                false
+                !is_damage(&error)
             }
         }
     }
@@ -839,9 +848,11 @@ impl Store {
                 let sorted = sort_batches(table, rows.batches().iter().map(|batch| &**batch))?;
                 // The dictionaries are joined here, so keys are found as exactly as they can be.
                 let mut collector = KindsCollector::default();
-                collector.add(&sorted);
+                collector.add(sorted.unordered());
                 let mut writer = SegmentWriter::create(path, table, tenant, Packing::FLUSH)?;
-                writer.write(&sorted)?;
+                for piece in sorted.pieces(FLUSH_PIECE_ROWS) {
+                    writer.write(&piece?)?;
+                }
                 Ok((writer.finish()?, collector.into_kinds()))
             });
             match outcome {
@@ -931,6 +942,8 @@ impl Store {
         let started = Instant::now();
         let outcome = self.compact(&inputs);
         match outcome {
+            // An input went in the meantime; plan again.
+            Ok(0) => Ok(true),
             Ok(rows) => {
                 self.metrics.compactions.inc();
                 self.metrics.compacted_rows.inc_by(rows);
@@ -1028,7 +1041,11 @@ impl Store {
         let now = self.config.clock.now();
         let ids = retention::expired(&self.segments(), now, &self.config);
         let mut manifest = lock(&self.manifest);
-        manifest.expire_ledger(now.plus_nanos(self.config.ledger_retention_ns.saturating_neg()))?;
+        if self.ledger_expired_day.load(Ordering::Relaxed) != now.day() {
+            // It reads every line, so once a day is enough.
+            manifest.expire_ledger(now.plus_nanos(self.config.ledger_retention_ns.saturating_neg()))?;
+            self.ledger_expired_day.store(now.day(), Ordering::Relaxed);
+        }
         if ids.is_empty() {
             return Ok(0);
         }
@@ -1092,7 +1109,7 @@ impl Store {
         }
         #[cfg(test)]
         match *lock(&self.fault) {
-            Some(Fault::Stop(at)) if at == step => return Err(StoreError::Stopped { step }),
+            Some(Fault::Stop(at)) if at == step => return Err(StoreError::Stopped { step: format!("{step:?}") }),
             Some(Fault::DiskFull(at)) if at == step => {
                 return Err(StoreError::io("write", self.dir.segments().as_path())(rustix::io::Errno::NOSPC.into()));
             }

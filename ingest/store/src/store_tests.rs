@@ -9,8 +9,8 @@ use crate::testing::{EPOCH, HOUR, at_time, numbered_spans, random_batch, rejecte
 use model::ledger::RejectReason;
 use model::signal::Signal;
 use model::time::Clock;
+use proptest::prelude::*;
 use rusqlite::Connection;
-use std::sync::atomic::AtomicI64;
 use tempfile::TempDir;
 
 const MINUTE: i64 = 60_000_000_000;
@@ -86,7 +86,8 @@ fn check(store: &Store, owner: &str, count: u64, groups: u64) {
     let snapshot = store.snapshot(&tenant(owner));
     let found = span_numbers(&read_all(&snapshot, Table::Spans));
     assert_eq!(found, (0..count).collect::<Vec<_>>(), "{owner}");
-    let expected = if groups > 0 { rejected(count, &[(RejectReason::InvalidSpanId, groups)]) } else { LedgerDelta::default() };
+    let expected =
+        if groups > 0 { rejected(count, &[(RejectReason::InvalidSpanId, groups)]) } else { LedgerDelta::default() };
     assert_eq!(ledger_total(&store.ledger(&tenant(owner)).unwrap()), expected, "{owner}");
 }
 
@@ -129,9 +130,8 @@ fn acknowledged_rows_are_visible_at_once_and_after_each_kind_of_restart() {
 fn every_table_goes_through_log_memtable_and_segment() {
     let bench = Bench::new();
     let batches = Table::ALL.map(|table| random_batch(table, 60, 3));
-    let entries = || {
-        Table::ALL.map(|table| entry("a", table, Some(batches[table.index()].clone()), rejected(60, &[]))).to_vec()
-    };
+    let entries =
+        || Table::ALL.map(|table| entry("a", table, Some(batches[table.index()].clone()), rejected(60, &[]))).to_vec();
     let store = bench.open();
     store.append_group(entries()).unwrap();
     let check = |store: &Store| {
@@ -184,7 +184,12 @@ fn a_crash_between_any_two_steps_of_a_flush_loses_and_doubles_nothing() {
         let store = bench.open();
         store.append_group(vec![spans("a", 0, 10), spans("b", 0, 3)]).unwrap();
         store.flush_all().unwrap();
-        store.append_group(vec![spans("a", 10, 10), entry("a", Table::Logs, Some(random_batch(Table::Logs, 4, 1)), LedgerDelta::default())]).unwrap();
+        store
+            .append_group(vec![
+                spans("a", 10, 10),
+                entry("a", Table::Logs, Some(random_batch(Table::Logs, 4, 1)), LedgerDelta::default()),
+            ])
+            .unwrap();
         *lock(&store.fault) = Some(Fault::Stop(step));
         assert!(matches!(store.flush(Table::Spans), Err(StoreError::Stopped { .. })), "{step:?}");
         // Acknowledged after the flush began, so not covered by it.
@@ -233,7 +238,8 @@ fn a_crash_between_any_two_steps_of_a_merge_loses_and_doubles_nothing() {
 
 #[test]
 fn a_full_disk_stops_no_reader_and_heals_by_itself() {
-    for step in [Step::AfterParquetWriteBeforeRename, Step::AfterRenameBeforeManifest, Step::AfterManifestBeforePublish] {
+    for step in [Step::AfterParquetWriteBeforeRename, Step::AfterRenameBeforeManifest, Step::AfterManifestBeforePublish]
+    {
         let bench = Bench::new();
         let store = bench.open();
         store.append_group(vec![spans("a", 0, 10), spans("b", 0, 2)]).unwrap();
@@ -283,6 +289,116 @@ fn full_memory_refuses_whole_groups_until_a_flush() {
 }
 
 #[test]
+fn a_group_that_the_log_has_no_room_for_leaves_no_trace() {
+    let bench = Bench::new();
+    let mut config = bench.config();
+    config.wal_min_free_bytes = u64::MAX;
+    let store = Store::open(config, &ReplayProgress::default(), Metrics::default()).unwrap();
+    let error = store.append_group(vec![spans("a", 0, 10), spans("b", 0, 10)]).unwrap_err();
+    assert!(error.is_retryable() && !error.is_fatal(), "{error}");
+    check(&store, "a", 0, 0);
+    assert_eq!(store.metrics.refused.get_or_create(&[("reason", "disk_full")]).get(), 1);
+    drop(store);
+    let store = bench.open();
+    check(&store, "a", 0, 0);
+    store.append_group(vec![spans("a", 0, 10)]).unwrap();
+    drop(store);
+    check(&bench.open(), "a", 10, 1);
+}
+
+/// What a random run does next.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Append { owner: usize, rows: usize },
+    Flush,
+    FlushLogs,
+    Compact,
+    Reopen,
+    Crash(Step),
+    DiskFull(Step),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let step = || {
+        prop::sample::select(vec![
+            Step::AfterParquetWriteBeforeRename,
+            Step::AfterRenameBeforeManifest,
+            Step::AfterManifestBeforePublish,
+            Step::AfterPublishBeforeWalTruncate,
+            Step::CompactionBeforeCommit,
+            Step::CompactionAfterCommit,
+        ])
+    };
+    prop_oneof![
+        6 => (0_usize..2, 1_usize..20).prop_map(|(owner, rows)| Act::Append { owner, rows }),
+        3 => Just(Act::Flush),
+        1 => Just(Act::FlushLogs),
+        2 => Just(Act::Compact),
+        1 => Just(Act::Reopen),
+        2 => step().prop_map(Act::Crash),
+        2 => step().prop_map(Act::DiskFull),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn no_sequence_of_work_and_faults_loses_or_doubles_a_row(acts in prop::collection::vec(act(), 1..25)) {
+        const OWNERS: [&str; 2] = ["a", "b"];
+        let bench = Bench::new();
+        let mut config = bench.config();
+        config.compaction.inputs_min = 2;
+        let open = || Store::open(config.clone(), &ReplayProgress::default(), Metrics::default()).unwrap();
+        let mut store = open();
+        let mut spans_of = [(0, 0); 2];
+        let mut logs = 0;
+        for act in acts {
+            match act {
+                Act::Append { owner, rows } => {
+                    let (count, groups) = &mut spans_of[owner];
+                    let log = entry(OWNERS[owner], Table::Logs, Some(random_batch(Table::Logs, 1, 1)), LedgerDelta::default());
+                    store.append_group(vec![spans(OWNERS[owner], *count, rows), log]).unwrap();
+                    *count += rows as u64;
+                    *groups += 1;
+                    logs += 1;
+                }
+                Act::Flush => store.flush(Table::Spans).unwrap(),
+                Act::FlushLogs => store.flush(Table::Logs).unwrap(),
+                Act::Compact => drop(store.compact_once().unwrap()),
+                Act::Reopen => {
+                    drop(store);
+                    store = open();
+                }
+                Act::Crash(step) => {
+                    *lock(&store.fault) = Some(Fault::Stop(step));
+                    drop(store.flush(Table::Spans).and_then(|()| store.compact_once()));
+                    drop(store);
+                    store = open();
+                }
+                Act::DiskFull(step) => {
+                    *lock(&store.fault) = Some(Fault::DiskFull(step));
+                    drop(store.flush(Table::Spans));
+                    if step != Step::CompactionAfterCommit {
+                        drop(store.compact_once());
+                    }
+                    *lock(&store.fault) = None;
+                    // The ledger is exact again once the flush was repeated.
+                    store.flush(Table::Spans).unwrap();
+                }
+            }
+            for (owner, (count, groups)) in OWNERS.iter().zip(spans_of) {
+                check(&store, owner, count, groups);
+            }
+            let found: usize = OWNERS.iter().map(|owner| {
+                let batches = read_all(&store.snapshot(&tenant(owner)), Table::Logs);
+                batches.iter().map(RecordBatch::num_rows).sum::<usize>()
+            }).sum();
+            prop_assert_eq!(found, logs);
+        }
+    }
+}
+
+#[test]
 fn a_batch_of_another_schema_is_refused_before_the_log() {
     let bench = Bench::new();
     let store = bench.open();
@@ -298,7 +414,9 @@ fn a_batch_of_another_schema_is_refused_before_the_log() {
 fn the_log_shrinks_once_its_rows_are_in_segments() {
     let bench = Bench::new();
     let store = bench.open();
-    store.append_group(vec![entry("a", Table::Logs, Some(random_batch(Table::Logs, 10, 1)), LedgerDelta::default())]).unwrap();
+    store
+        .append_group(vec![entry("a", Table::Logs, Some(random_batch(Table::Logs, 10, 1)), LedgerDelta::default())])
+        .unwrap();
     for group in 0..40 {
         store.append_group(vec![spans("a", group * 100, 100)]).unwrap();
     }
@@ -316,7 +434,9 @@ fn the_log_shrinks_once_its_rows_are_in_segments() {
 fn a_log_that_vanished_hands_out_no_old_numbers() {
     let bench = Bench::new();
     let store = bench.open();
-    store.append_group(vec![entry("a", Table::Logs, Some(random_batch(Table::Logs, 1, 1)), LedgerDelta::default())]).unwrap();
+    store
+        .append_group(vec![entry("a", Table::Logs, Some(random_batch(Table::Logs, 1, 1)), LedgerDelta::default())])
+        .unwrap();
     for group in 0..5 {
         store.append_group(vec![spans("a", group * 10, 10)]).unwrap();
     }

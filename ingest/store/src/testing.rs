@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BooleanArray, FixedSizeBinaryArray, Float64Array, Int32Array, Int64Array, ListArray,
-    RecordBatch, StructArray, TimestampNanosecondArray, UInt32Array, UInt64Array,
+    Array, ArrayRef, BooleanArray, FixedSizeBinaryArray, Float64Array, Int32Array, Int64Array, ListArray, RecordBatch,
+    StructArray, TimestampNanosecondArray, UInt32Array, UInt64Array,
 };
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer};
 use arrow::compute::take;
@@ -57,8 +57,7 @@ pub(crate) fn numbered_spans(rows: usize, first: u64) -> RecordBatch {
 pub(crate) fn at_time(table: Table, batch: &RecordBatch, time: i64) -> RecordBatch {
     let index = batch.schema().index_of(table.time_column()).unwrap();
     let mut columns = batch.columns().to_vec();
-    columns[index] =
-        Arc::new(TimestampNanosecondArray::from_value(time, batch.num_rows()).with_timezone("UTC"));
+    columns[index] = Arc::new(TimestampNanosecondArray::from_value(time, batch.num_rows()).with_timezone("UTC"));
     RecordBatch::try_new(batch.schema(), columns).unwrap()
 }
 
