@@ -30,7 +30,7 @@ lint: tools-rust
 bench: tools-rust tools-python
 	cargo build --release --bin godseye
 	cargo bench -p ingest --bench decode
-	"$(GODSEYE_CLIENTS_VENV)/bin/python" benches/pipeline.py --godseye "$(CARGO_TARGET_DIR)/release/godseye" --rotel "$(GODSEYE_CLIENTS_VENV)/bin/rotel"
+	"$(GODSEYE_CLIENTS_VENV)/bin/python" benches/pipeline.py --godseye "$(CARGO_TARGET_DIR)/release/godseye"
 
 soak: tools-rust
 	GODSEYE_CRASH_CYCLES=200 cargo test --features failpoints --test crash -- --nocapture

@@ -159,7 +159,7 @@ pub fn run(args: LoadgenArgs) -> Result<(), LoadgenError> {
                 interrupted.cancel();
             }
         });
-        let report = load::run(config, cancel, hooks).await;
+        let report = load::run_with(config, cancel, hooks).await;
         watch.abort();
         report
     })?;

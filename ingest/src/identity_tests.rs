@@ -56,9 +56,13 @@ fn single_logs(resources: &[ResourceLogs]) -> Vec<Vec<u8>> {
     for resource in resources {
         for scope in &resource.scope_logs {
             for record in &scope.log_records {
+                let mut record = record.clone();
+                // Invalid ids do not associate the record with a trace (logs.proto).
+                record.trace_id.truncate(if record.trace_id.len() == 16 { 16 } else { 0 });
+                record.span_id.truncate(if record.span_id.len() == 8 { 8 } else { 0 });
                 let scope = ScopeLogs {
                     scope: Some(scope.scope.clone().unwrap_or_default()),
-                    log_records: vec![record.clone()],
+                    log_records: vec![record],
                     schema_url: scope.schema_url.clone(),
                 };
                 let single = ResourceLogs {

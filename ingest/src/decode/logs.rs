@@ -18,7 +18,7 @@ use model::value::Value;
 use model::wire::{Reader, WireError};
 
 use super::envelope::{ContextColumns, ContextKeys, Envelope, items, repeated};
-use super::{ItemResult, count, optional_id, optional_time};
+use super::{ItemResult, count, optional_time};
 
 #[derive(Debug, Default)]
 pub(super) struct LogColumns {
@@ -100,8 +100,10 @@ impl LogColumns {
         let value = body.as_deref().map(Value::parse).transpose()?;
         let event_time = optional_time(nanos)?;
         let observed_time = optional_time(observed)?;
-        let trace_id = optional_id::<16>(trace_id, RejectReason::InvalidTraceId)?;
-        let span_id = optional_id::<8>(span_id, RejectReason::InvalidSpanId)?;
+        // logs.proto: a record whose ids are invalid is not associated with a trace; it is no reason
+        // to lose the record.
+        let trace_id = <&[u8; 16]>::try_from(trace_id).ok();
+        let span_id = <&[u8; 8]>::try_from(span_id).ok();
 
         // logs.proto: use Timestamp if it is present, otherwise ObservedTimestamp.
         self.time.push(event_time.or(observed_time).unwrap_or(now.0));

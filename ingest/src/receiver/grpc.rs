@@ -1,33 +1,29 @@
 //! OTLP/gRPC: the four unary `Export` methods over HTTP/2.
 //!
-//! A unary call is one length-prefixed message each way, so it is framed here, which gives every
-//! limit its exact code and never decodes the message. Responses are not compressed: they are empty
+//! Bodies, statuses and codes are tonic's. A unary call is one length-prefixed message each way, and
+//! that prefix is read here: tonic's own reader answers a message over the limit with the code
+//! OUT_OF_RANGE, which OTLP calls retryable, reserves memory on the prefix's word, and wants a
+//! decoded message. Responses are not compressed: they are empty
 //! or shorter than the gain. Not here: streaming, reflection, health: OTLP has none of them.
 
-use std::fmt::Write as _;
-
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bytes::{Bytes, BytesMut};
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use model::signal::Signal;
+use tonic::body::Body;
+use tonic::{Code, Status};
 
 use super::auth::Authenticate;
 use super::compression::{Encoding, Message, Payload};
 use super::metrics::Transport;
-use super::status::{Code, Refusal, response_protobuf};
+use super::status::{Refusal, response_protobuf};
 use super::{Export, Receiver, Reply};
 use crate::export::Accepted;
 
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
-const GRPC_STATUS_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 const APPLICATION_GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
 /// A message's prefix: one byte whether it is compressed, four its length, big-endian.
@@ -54,18 +50,18 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 
 impl<E: Export, A: Authenticate> Receiver<E, A> {
     /// Answers one call.
-    pub(super) async fn grpc(&self, request: Request<Incoming>) -> Response<Reply> {
+    pub(super) async fn grpc(&self, request: Request<Body>) -> Response<Body> {
         let (parts, mut body) = request.into_parts();
         let signal = signal_of(parts.uri.path());
         let mut observation = self.0.metrics.observe(Transport::Grpc, signal);
         match self.grpc_export(&parts, signal, &mut body).await {
             Ok(accepted) => {
-                observation.outcome(u16::from(Code::Ok as u8), None);
+                observation.outcome(grpc_number(Code::Ok), None);
                 answer(&response_protobuf(&accepted))
             }
             Err(refusal) => {
                 let (_status, code, reason) = refusal.codes();
-                observation.outcome(u16::from(code as u8), Some(reason));
+                observation.outcome(grpc_number(code), Some(reason));
                 if !matches!(refusal, Refusal::ReadTimeout { .. }) {
                     Self::discard(&parts.headers, body);
                 }
@@ -78,7 +74,7 @@ impl<E: Export, A: Authenticate> Receiver<E, A> {
         &self,
         parts: &Parts,
         signal: Option<Signal>,
-        body: &mut Incoming,
+        body: &mut Body,
     ) -> Result<Accepted, Refusal> {
         if parts.method != Method::POST {
             return Err(Refusal::MethodNotAllowed);
@@ -100,7 +96,7 @@ impl<E: Export, A: Authenticate> Receiver<E, A> {
     }
 
     /// Reads the body: exactly one message.
-    async fn grpc_message(&self, encoding: Encoding, body: &mut Incoming) -> Result<Message, Refusal> {
+    async fn grpc_message(&self, encoding: Encoding, body: &mut Body) -> Result<Message, Refusal> {
         let limit = self.0.config.request_bytes_max;
         let mut prefix = BytesMut::with_capacity(PREFIX_BYTES);
         let mut message: Option<(Payload, u32)> = None;
@@ -146,61 +142,48 @@ impl<E: Export, A: Authenticate> Receiver<E, A> {
     }
 }
 
-fn answer(message: &[u8]) -> Response<Reply> {
+fn grpc_number(code: Code) -> u16 {
+    u16::try_from(i32::from(code)).unwrap_or_default()
+}
+
+fn answer(message: &[u8]) -> Response<Body> {
     let mut framed = BytesMut::with_capacity(PREFIX_BYTES + message.len());
     let length = u32::try_from(message.len()).expect("a response is cut to about a kilobyte");
     framed.extend_from_slice(&[0]);
     framed.extend_from_slice(&length.to_be_bytes());
     framed.extend_from_slice(message);
     let mut trailers = HeaderMap::with_capacity(1);
-    trailers.insert(GRPC_STATUS, HeaderValue::from(Code::Ok as u16));
-    let mut response = Response::new(Reply { data: Some(framed.freeze()), trailers: Some(trailers) });
+    trailers.insert(Status::GRPC_STATUS, HeaderValue::from(grpc_number(Code::Ok)));
+    let reply = Reply { data: Some(framed.freeze()), trailers: Some(trailers) };
+    let mut response = Response::new(Body::new(reply));
     response.headers_mut().insert(CONTENT_TYPE, APPLICATION_GRPC);
     response
 }
 
 /// A trailers-only response. What is not gRPC at all gets the HTTP status gRPC prescribes for it.
-fn refused(refusal: &Refusal) -> Response<Reply> {
-    let mut response = Response::new(Reply::default());
+fn refused(refusal: &Refusal) -> Response<Body> {
     let (status, code, _reason) = refusal.codes();
     match refusal {
         Refusal::UnsupportedMediaType { .. } => {
+            let text = Reply { data: Some(Bytes::from(refusal.message())), trailers: None };
+            let mut response = Response::new(Body::new(text));
             *response.status_mut() = status;
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-            response.body_mut().data = Some(Bytes::from(refusal.message()));
             return response;
         }
         Refusal::MethodNotAllowed => {
+            let mut response = Response::new(Body::empty());
             *response.status_mut() = status;
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
             return response;
         }
         _ => {}
     }
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, APPLICATION_GRPC);
-    headers.insert(GRPC_STATUS, HeaderValue::from(code as u16));
-    headers.insert(GRPC_MESSAGE, percent_encoded(&refusal.message()));
-    // For a client without details the two headers above say all there is.
-    let details = STANDARD_NO_PAD.encode(refusal.status_protobuf());
-    if let Ok(details) = HeaderValue::try_from(details) {
-        headers.insert(GRPC_STATUS_DETAILS, details);
-    }
+    // For a client that does not read details, code and message say all there is.
+    let details = Bytes::from(refusal.status_protobuf());
+    let mut response = Status::with_details(code, refusal.message(), details).into_http::<Body>();
     if matches!(refusal, Refusal::UnsupportedEncoding) {
-        headers.insert(GRPC_ACCEPT_ENCODING, HeaderValue::from_static("identity,gzip,zstd"));
+        response.headers_mut().insert(GRPC_ACCEPT_ENCODING, HeaderValue::from_static("identity,gzip,zstd"));
     }
     response
-}
-
-/// gRPC's encoding of `grpc-message`: visible ASCII and space but `%` as they are.
-fn percent_encoded(text: &str) -> HeaderValue {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if matches!(byte, b' '..=b'~') && byte != b'%' {
-            encoded.push(char::from(byte));
-        } else {
-            write!(encoded, "%{byte:02X}").expect("writing to a string does not fail");
-        }
-    }
-    HeaderValue::try_from(encoded).unwrap_or_else(|_invalid| HeaderValue::from_static(""))
 }

@@ -5,20 +5,21 @@
 //! can read. Answers are not compressed: OTLP leaves that open, and with the message cut to a
 //! kilobyte there is nothing to win. Not here: decompression and the error bodies' bytes.
 
-use bytes::Bytes;
+use axum::Router;
+use axum::body::Body;
+use axum::routing::any;
 use http::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use model::signal::Signal;
 
 use super::auth::{AuthError, Authenticate};
 use super::compression::{Encoding, Message, Payload};
 use super::metrics::Transport;
 use super::status::{Refusal, response_json, response_protobuf};
-use super::{Export, Receiver, Reply};
+use super::{Export, Receiver};
 use crate::export::Accepted;
 use crate::json;
 
@@ -59,19 +60,31 @@ impl Format {
 
 const PATHS: &str = "/v1/traces, /v1/metrics, /v1/logs, /v1development/profiles";
 
+const SIGNAL_PATHS: [(&str, Signal); 4] = [
+    ("/v1/traces", Signal::Traces),
+    ("/v1/metrics", Signal::Metrics),
+    ("/v1/logs", Signal::Logs),
+    ("/v1development/profiles", Signal::Profiles),
+];
+
 fn signal_of(path: &str) -> Option<Signal> {
-    match path {
-        "/v1/traces" => Some(Signal::Traces),
-        "/v1/metrics" => Some(Signal::Metrics),
-        "/v1/logs" => Some(Signal::Logs),
-        "/v1development/profiles" => Some(Signal::Profiles),
-        _ => None,
-    }
+    SIGNAL_PATHS.iter().find(|(known, _)| *known == path).map(|(_, signal)| *signal)
 }
 
 impl<E: Export, A: Authenticate> Receiver<E, A> {
+    /// The routes. Every path and method ends in one function, since a wrong one is answered in
+    /// OTLP's own form too.
+    pub(super) fn routes(&self) -> Router {
+        let answer = |receiver: Self| any(move |request: Request<Body>| async move { receiver.http(request).await });
+        let mut router = Router::new();
+        for path in SIGNAL_PATHS {
+            router = router.route(path.0, answer(self.clone()));
+        }
+        router.fallback_service(answer(self.clone()))
+    }
+
     /// Answers one request.
-    pub(super) async fn http(&self, request: Request<Incoming>) -> Response<Reply> {
+    async fn http(&self, request: Request<Body>) -> Response<Body> {
         let (parts, mut body) = request.into_parts();
         let signal = signal_of(parts.uri.path());
         let format = Format::from_headers(&parts.headers);
@@ -102,7 +115,7 @@ impl<E: Export, A: Authenticate> Receiver<E, A> {
         parts: &Parts,
         signal: Option<Signal>,
         format: Option<Format>,
-        body: &mut Incoming,
+        body: &mut Body,
     ) -> Result<(Signal, Accepted), Refusal> {
         let signal = signal.ok_or(Refusal::UnknownPath { expected: PATHS })?;
         if parts.method != Method::POST {
@@ -123,7 +136,7 @@ impl<E: Export, A: Authenticate> Receiver<E, A> {
         Ok((signal, self.export(signal, tenant, message).await?))
     }
 
-    async fn http_message(&self, encoding: Encoding, body: &mut Incoming) -> Result<Message, Refusal> {
+    async fn http_message(&self, encoding: Encoding, body: &mut Body) -> Result<Message, Refusal> {
         let claimed = body.size_hint().exact();
         let reservation = self.0.budget.reservation();
         let mut payload = Payload::new(encoding, self.0.config.request_bytes_max, claimed, reservation)?;
@@ -177,15 +190,14 @@ fn encoding_of(headers: &HeaderMap) -> Result<Encoding, Refusal> {
     }
 }
 
-fn answer(status: StatusCode, format: Format, bytes: Vec<u8>) -> Response<Reply> {
-    let data = if bytes.is_empty() { None } else { Some(Bytes::from(bytes)) };
-    let mut response = Response::new(Reply { data, trailers: None });
+fn answer(status: StatusCode, format: Format, bytes: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(Body::from(bytes));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, format.content_type());
     response
 }
 
-fn refused(refusal: &Refusal, format: Format, version: Version) -> Response<Reply> {
+fn refused(refusal: &Refusal, format: Format, version: Version) -> Response<Body> {
     let body = match format {
         Format::Protobuf => refusal.status_protobuf(),
         Format::Json => refusal.status_json(),

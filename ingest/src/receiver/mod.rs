@@ -2,9 +2,8 @@
 //!
 //! A request passes, in this order: route, credential, content type and encoding, size, budget,
 //! decompression, export. Each refusal has its exact code (module `status`; the table is in this
-//! crate's README). Both transports run on hyper directly, and a unary gRPC call is framed here: an
-//! OTLP server needs four paths and exact codes, and the usual stack gives other codes (an
-//! uncompressed message over the limit is the retryable OUT_OF_RANGE there).
+//! crate's README). HTTP is routed by axum, gRPC speaks tonic's statuses; both sit on hyper's
+//! connections here, where every limit of HTTP/1 and HTTP/2 is set.
 //! Not here: what an export does, TLS, and which credentials exist.
 
 mod auth;
@@ -39,6 +38,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 
 pub use auth::{AuthError, Authenticate, OpenAccess};
 pub use metrics::Metrics;
@@ -182,7 +182,10 @@ impl<E: Export, A: Authenticate> Receiver<E, A> {
     }
 
     /// Reads what is left of a refused request's body, within bounds.
-    fn discard(headers: &HeaderMap, mut body: Incoming) {
+    fn discard<B>(headers: &HeaderMap, mut body: B)
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+    {
         // Polling the body would tell a waiting client to go on and send it.
         if body.is_end_stream() || headers.contains_key(::http::header::EXPECT) {
             return;
@@ -273,14 +276,17 @@ async fn connection<E: Export, A: Authenticate>(
         return;
     }
     let activity = Arc::new(Activity::default());
+    let routes = receiver.routes();
     let service = service_fn(|request: Request<Incoming>| {
         activity.started.fetch_add(1, Ordering::Release);
         let active = ActivityGuard(Arc::clone(&activity));
-        let receiver = receiver.clone();
+        let (receiver, routes) = (receiver.clone(), routes.clone());
         async move {
             let response = match transport {
-                Transport::Grpc => receiver.grpc(request).await,
-                Transport::Http => receiver.http(request).await,
+                Transport::Grpc => {
+                    receiver.grpc(request.map(tonic::body::Body::new)).await.map(axum::body::Body::new)
+                }
+                Transport::Http => routes.oneshot(request.map(axum::body::Body::new)).await?,
             };
             drop(active);
             Ok::<_, Infallible>(response)

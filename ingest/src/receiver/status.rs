@@ -10,6 +10,7 @@ use http::StatusCode;
 use model::signal::Signal;
 use model::wire::{put_bytes, put_varint};
 use serde_json::json;
+use tonic::Code;
 
 use super::auth::AuthError;
 use crate::admission::BudgetExhausted;
@@ -55,22 +56,6 @@ pub(super) enum Refusal {
     ShuttingDown,
     #[error("internal error")]
     Internal,
-}
-
-/// The gRPC codes used, by their numbers (also `google.rpc.Status.code`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum Code {
-    Ok = 0,
-    Cancelled = 1,
-    InvalidArgument = 3,
-    DeadlineExceeded = 4,
-    PermissionDenied = 7,
-    ResourceExhausted = 8,
-    Unimplemented = 12,
-    Internal = 13,
-    Unavailable = 14,
-    Unauthenticated = 16,
 }
 
 impl Refusal {
@@ -129,7 +114,7 @@ impl Refusal {
         let message = self.message();
         let mut status = Vec::new();
         put_varint(&mut status, 1 << 3);
-        put_varint(&mut status, u64::from(self.codes().1 as u8));
+        put_varint(&mut status, u64::from(i32::from(self.codes().1).unsigned_abs()));
         put_bytes(&mut status, 2, message.as_bytes());
         if let Some(seconds) = self.retry_after_s() {
             // RetryInfo.retry_delay = 1, Duration.seconds = 1.
@@ -166,7 +151,7 @@ impl Refusal {
                 "fieldViolations": [{ "field": "body", "description": message }],
             }));
         }
-        let mut status = json!({ "code": self.codes().1 as u8, "message": message });
+        let mut status = json!({ "code": i32::from(self.codes().1), "message": message });
         if !details.is_empty() {
             status["details"] = details.into();
         }
