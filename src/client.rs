@@ -98,7 +98,9 @@ pub async fn ask(server: SocketAddr, token: Option<&str>, sql: &str, format: &st
     if let Some(token) = token {
         request = request.header(http::header::AUTHORIZATION, format!("Bearer {token}"));
     }
-    let request = request.body(Full::new(Bytes::copy_from_slice(sql.as_bytes()))).map_err(|error| unreachable(error.to_string()))?;
+    let request = request
+        .body(Full::new(Bytes::copy_from_slice(sql.as_bytes())))
+        .map_err(|error| unreachable(error.to_string()))?;
     let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
     let response = client.request(request).await.map_err(|error| unreachable(chain(&error)))?;
     let status = response.status();

@@ -177,7 +177,8 @@ async fn play(args: &DemoArgs, addresses: Addresses, directory: &std::path::Path
         HISTORY_SECONDS / 60,
         DEPLOY_AGO_SECONDS / 60
     ));
-    let history = send(otlp_grpc, &shop, start, HISTORY_SECONDS as f64 / HISTORY_WALL_SECONDS as f64, HISTORY_WALL_SECONDS);
+    let history =
+        send(otlp_grpc, &shop, start, HISTORY_SECONDS as f64 / HISTORY_WALL_SECONDS as f64, HISTORY_WALL_SECONDS);
     let report = history.await?;
     say(&format!(
         "\n  {} items acknowledged, each after fdatasync; acknowledgement p50 {:.1} ms, p99 {:.1} ms\n",
@@ -192,7 +193,8 @@ async fn play(args: &DemoArgs, addresses: Addresses, directory: &std::path::Path
         }
         say(&terminal::table(&serde_json::from_slice(&body).unwrap_or_default()));
     }
-    let server = if http.port() == crate::config::defaults::HTTP_PORT { String::new() } else { format!(" --server {http}") };
+    let server =
+        if http.port() == crate::config::defaults::HTTP_PORT { String::new() } else { format!(" --server {http}") };
     say(&format!("Ask your own:  godseye query{server} \"SELECT count(*) FROM spans\"\n"));
 
     say("the shop stays open; Ctrl-C ends the demo");

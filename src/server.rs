@@ -262,7 +262,9 @@ impl Server {
     /// [`ServeError::DrainTimeout`], or [`ServeError::Log`] when the log failed meanwhile.
     pub async fn drain(self) -> Result<(), ServeError> {
         let timeout = self.drain_timeout;
-        tokio::time::timeout(timeout, self.drain_in_order()).await.map_err(|_elapsed| ServeError::DrainTimeout(timeout))?
+        tokio::time::timeout(timeout, self.drain_in_order())
+            .await
+            .map_err(|_elapsed| ServeError::DrainTimeout(timeout))?
     }
 
     async fn drain_in_order(mut self) -> Result<(), ServeError> {
@@ -397,11 +399,7 @@ fn engine_config(config: &Config) -> query::EngineConfig {
 }
 
 fn limits(config: &Config) -> query::Limits {
-    query::Limits {
-        timeout: config.query.timeout.get(),
-        rows_max: config.query.rows_max,
-        ..query::Limits::default()
-    }
+    query::Limits { timeout: config.query.timeout.get(), rows_max: config.query.rows_max, ..query::Limits::default() }
 }
 
 /// Reading the configuration again while the server runs.
@@ -450,8 +448,13 @@ impl Reload {
                 self.successful.set(1);
                 self.level.set(loaded.log.level);
                 let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-                if running.as_ref().is_some_and(|running| Config { log: loaded.log.clone(), ..running.clone() } != loaded) {
-                    tracing::warn!("configuration reloaded; changes other than log.level take effect with the next start");
+                if running
+                    .as_ref()
+                    .is_some_and(|running| Config { log: loaded.log.clone(), ..running.clone() } != loaded)
+                {
+                    tracing::warn!(
+                        "configuration reloaded; changes other than log.level take effect with the next start"
+                    );
                 } else {
                     tracing::info!(level = loaded.log.level.name(), "configuration reloaded");
                 }

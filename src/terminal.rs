@@ -23,7 +23,13 @@ pub fn table(answer: &Value) -> String {
         .iter()
         .enumerate()
         .map(|(index, head)| {
-            cells.iter().filter_map(|row| row.get(index)).chain([head]).map(|text| text.chars().count()).max().unwrap_or(0)
+            cells
+                .iter()
+                .filter_map(|row| row.get(index))
+                .chain([head])
+                .map(|text| text.chars().count())
+                .max()
+                .unwrap_or(0)
         })
         .collect();
     let mut out = String::new();

@@ -241,6 +241,10 @@ fn fail_points_have_names_of_their_own() {
     let call = concat!("fail_point", "!(");
     let mut places: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
     for (file, text) in sources() {
+        // Tests look for fail points; they have none.
+        if file.components().any(|part| part.as_os_str() == "tests") {
+            continue;
+        }
         for rest in text.split(call).skip(1) {
             let name = rest.trim_start().strip_prefix('"').and_then(|rest| rest.split('"').next());
             let name = name.unwrap_or_else(|| panic!("{}: a fail point's name is a literal", file.display()));

@@ -177,8 +177,8 @@ const FOUND: [(&str, &str, &str); 19] = [
     ),
     (
         "nothing else came",
-        "SELECT (SELECT count(*) FROM spans WHERE service_name = '$service'), (SELECT count(*) FROM logs WHERE service_name = '$service'),
-             (SELECT count(*) FROM metric_points WHERE service_name = '$service'), (SELECT count(*) FROM metric_histograms WHERE service_name = '$service')",
+        "SELECT (SELECT count(*) FROM spans WHERE service_name = '$service') AS spans, (SELECT count(*) FROM logs WHERE service_name = '$service') AS logs,
+             (SELECT count(*) FROM metric_points WHERE service_name = '$service') AS points, (SELECT count(*) FROM metric_histograms WHERE service_name = '$service') AS histograms",
         "[[6, 9, 9, 2]]",
     ),
 ];

@@ -29,8 +29,7 @@ use common::http::{Request, Response};
 
 const TABLE: &str = include_str!("conformance/otlp.tsv");
 
-const COLUMNS: &str =
-    "id\tsignal\ttransport\tencoding\tcompression\tcase\tstatus\trejected\textras\tspec";
+const COLUMNS: &str = "id\tsignal\ttransport\tencoding\tcompression\tcase\tstatus\trejected\textras\tspec";
 
 /// How long one gRPC call may take before the test calls the server hung.
 const CALL_WITHIN: Duration = Duration::from_secs(60);
@@ -147,9 +146,7 @@ impl Signal {
             Self::Traces => "opentelemetry.proto.collector.trace.v1.TraceService",
             Self::Metrics => "opentelemetry.proto.collector.metrics.v1.MetricsService",
             Self::Logs => "opentelemetry.proto.collector.logs.v1.LogsService",
-            Self::Profiles => {
-                "opentelemetry.proto.collector.profiles.v1development.ProfilesService"
-            }
+            Self::Profiles => "opentelemetry.proto.collector.profiles.v1development.ProfilesService",
         }
     }
 
@@ -195,35 +192,15 @@ impl Compression {
 // The table
 
 fn table() -> Vec<Case> {
-    let mut lines = TABLE
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with('#'));
-    assert_eq!(
-        lines.next(),
-        Some(COLUMNS),
-        "the first line names the columns"
-    );
-    lines
-        .map(|line| Case::parse(line).unwrap_or_else(|what| panic!("{what}: {line}")))
-        .collect()
+    let mut lines = TABLE.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    assert_eq!(lines.next(), Some(COLUMNS), "the first line names the columns");
+    lines.map(|line| Case::parse(line).unwrap_or_else(|what| panic!("{what}: {line}"))).collect()
 }
 
 impl Case {
     fn parse(line: &str) -> Result<Self, String> {
         let columns: Vec<&str> = line.split('\t').collect();
-        let [
-            id,
-            signal,
-            transport,
-            encoding,
-            compression,
-            case,
-            status,
-            rejected,
-            extras,
-            spec,
-        ] = columns[..]
-        else {
+        let [id, signal, transport, encoding, compression, case, status, rejected, extras, spec] = columns[..] else {
             return Err(format!("{} columns", columns.len()));
         };
         if spec.is_empty() {
@@ -263,10 +240,7 @@ impl Case {
             },
             extras: match extras {
                 "-" => Vec::new(),
-                list => list
-                    .split(';')
-                    .map(Extra::parse)
-                    .collect::<Result<_, _>>()?,
+                list => list.split(';').map(Extra::parse).collect::<Result<_, _>>()?,
             },
         })
     }
@@ -277,12 +251,7 @@ impl Case {
 
     /// Whether the request as a whole is accepted.
     fn succeeds(&self) -> bool {
-        self.status
-            == if self.transport == Transport::Http {
-                200
-            } else {
-                0
-            }
+        self.status == if self.transport == Transport::Http { 200 } else { 0 }
     }
 
     /// The uncompressed message.
@@ -304,9 +273,7 @@ impl Case {
         if self.case == "bomb" {
             let mut bombs = BOMBS.lock().unwrap();
             let bomb = bombs.entry((self.encoding, self.compression));
-            return bomb
-                .or_insert_with(|| compress(self.compression, &self.message().unwrap()))
-                .clone();
+            return bomb.or_insert_with(|| compress(self.compression, &self.message().unwrap())).clone();
         }
         let message = self.message().unwrap();
         if self.case == "gzip_header_on_plain_body" {
@@ -337,9 +304,7 @@ impl Extra {
                 other => return Err(format!("unknown expectation {other}")),
             },
             Some(("reason", reason)) => Self::Reason(reason.to_owned()),
-            Some(("stored", count)) => {
-                Self::Stored(count.parse().map_err(|_| format!("bad count {count}"))?)
-            }
+            Some(("stored", count)) => Self::Stored(count.parse().map_err(|_| format!("bad count {count}"))?),
             Some((other, _)) => return Err(format!("unknown expectation {other}")),
         })
     }
@@ -349,8 +314,7 @@ fn compress(compression: Compression, message: &[u8]) -> Vec<u8> {
     match compression {
         Compression::None => message.to_vec(),
         Compression::Gzip => {
-            let mut encoder =
-                flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
             encoder.write_all(message).unwrap();
             encoder.finish().unwrap()
         }
@@ -360,10 +324,7 @@ fn compress(compression: Compression, message: &[u8]) -> Vec<u8> {
 
 fn gunzip(body: &[u8]) -> Result<Vec<u8>, String> {
     let mut decoder = flate2::write::GzDecoder::new(Vec::new());
-    decoder
-        .write_all(body)
-        .and_then(|()| decoder.finish())
-        .map_err(|error| format!("response is not gzip: {error}"))
+    decoder.write_all(body).and_then(|()| decoder.finish()).map_err(|error| format!("response is not gzip: {error}"))
 }
 
 // Messages of the protocol that the responses are
@@ -395,43 +356,24 @@ struct RpcStatus {
 /// Reads an export response in JSON, strictly as the proto3 mapping writes it.
 fn json_response(body: &[u8], signal: Signal) -> Result<ExportResponse, String> {
     let shown = String::from_utf8_lossy(body);
-    let tree: serde_json::Value = serde_json::from_slice(body)
-        .map_err(|error| format!("response is not JSON: {error}: {shown}"))?;
-    let members = tree
-        .as_object()
-        .ok_or_else(|| format!("response is not an object: {shown}"))?;
+    let tree: serde_json::Value =
+        serde_json::from_slice(body).map_err(|error| format!("response is not JSON: {error}: {shown}"))?;
+    let members = tree.as_object().ok_or_else(|| format!("response is not an object: {shown}"))?;
     if members.is_empty() {
         return Ok(ExportResponse::default());
     }
-    let partial = members
-        .get("partialSuccess")
-        .and_then(serde_json::Value::as_object);
-    let partial =
-        partial.ok_or_else(|| format!("response has no object partialSuccess: {shown}"))?;
+    let partial = members.get("partialSuccess").and_then(serde_json::Value::as_object);
+    let partial = partial.ok_or_else(|| format!("response has no object partialSuccess: {shown}"))?;
     let rejected = match partial.get(signal.rejected_key()) {
         None => 0,
         // 64-bit integers are strings when encoded.
-        Some(serde_json::Value::String(text)) => {
-            text.parse().map_err(|_| format!("bad count: {shown}"))?
-        }
+        Some(serde_json::Value::String(text)) => text.parse().map_err(|_| format!("bad count: {shown}"))?,
         Some(_) => {
-            return Err(format!(
-                "{} is not a string: {shown}",
-                signal.rejected_key()
-            ));
+            return Err(format!("{} is not a string: {shown}", signal.rejected_key()));
         }
     };
-    let error_message = partial
-        .get("errorMessage")
-        .and_then(|text| text.as_str())
-        .unwrap_or_default()
-        .to_owned();
-    Ok(ExportResponse {
-        partial_success: Some(PartialSuccess {
-            rejected,
-            error_message,
-        }),
-    })
+    let error_message = partial.get("errorMessage").and_then(|text| text.as_str()).unwrap_or_default().to_owned();
+    Ok(ExportResponse { partial_success: Some(PartialSuccess { rejected, error_message }) })
 }
 
 // Sending and judging
@@ -463,20 +405,12 @@ async fn check(case: &Case, target: Target) -> Result<(), String> {
         Transport::Http => {
             let request = http_request(case);
             let to = target.http;
-            let response = tokio::task::spawn_blocking(move || request.send(to))
-                .await
-                .unwrap();
-            judge_http(
-                case,
-                &response.map_err(|error| format!("no response: {error}"))?,
-            )
+            let response = tokio::task::spawn_blocking(move || request.send(to)).await.unwrap();
+            judge_http(case, &response.map_err(|error| format!("no response: {error}"))?)
         }
         Transport::Grpc => {
             let call = tokio::time::timeout(CALL_WITHIN, call_grpc(case, target.grpc)).await;
-            judge_grpc(
-                case,
-                &call.map_err(|_| format!("no response within {CALL_WITHIN:?}"))??,
-            )
+            judge_grpc(case, &call.map_err(|_| format!("no response within {CALL_WITHIN:?}"))??)
         }
     }
 }
@@ -487,19 +421,13 @@ fn http_request(case: &Case) -> Request {
         "put" => "PUT",
         _ => "POST",
     };
-    let path = if case.case == "unknown_path" {
-        "/v1/unknown"
-    } else {
-        case.signal.http_path()
-    };
+    let path = if case.case == "unknown_path" { "/v1/unknown" } else { case.signal.http_path() };
     let mut request = Request::new(method, path);
     let content_type = case.encoding.content_type();
     request = match case.case.as_str() {
         "missing_content_type" => request,
         "wrong_content_type" => request.header("content-type", "text/plain"),
-        "charset_content_type" => {
-            request.header("content-type", &format!("{content_type}; charset=utf-8"))
-        }
+        "charset_content_type" => request.header("content-type", &format!("{content_type}; charset=utf-8")),
         "upper_case_content_type" => request.header("content-type", &content_type.to_uppercase()),
         _ => request.header("content-type", content_type),
     };
@@ -512,21 +440,13 @@ fn http_request(case: &Case) -> Request {
     if case.case == "accept_gzip" {
         request = request.header("accept-encoding", "gzip");
     }
-    if method == "GET" {
-        request
-    } else {
-        request.body(&case.body())
-    }
+    if method == "GET" { request } else { request.body(&case.body()) }
 }
 
 fn judge_http(case: &Case, response: &Response) -> Result<(), String> {
-    let shown =
-        String::from_utf8_lossy(&response.body[..response.body.len().min(300)]).into_owned();
+    let shown = String::from_utf8_lossy(&response.body[..response.body.len().min(300)]).into_owned();
     if response.status != case.status {
-        return Err(format!(
-            "status {} instead of {}: {shown:?}",
-            response.status, case.status
-        ));
+        return Err(format!("status {} instead of {}: {shown:?}", response.status, case.status));
     }
     let body = match response.header("content-encoding") {
         None | Some("identity") => response.body.clone(),
@@ -537,23 +457,16 @@ fn judge_http(case: &Case, response: &Response) -> Result<(), String> {
         let found = response.header("content-type").unwrap_or_default();
         let media_type = found.split(';').next().unwrap_or_default().trim();
         if media_type != case.encoding.content_type() {
-            return Err(format!(
-                "response content type {found:?} is not that of the request"
-            ));
+            return Err(format!("response content type {found:?} is not that of the request"));
         }
     }
     if case.has(&Extra::NoRetryAfter) && response.header("retry-after").is_some() {
         return Err("a permanent error carries Retry-After".into());
     }
     if case.has(&Extra::AllowPost)
-        && !response
-            .header("allow")
-            .is_some_and(|allow| allow.split(',').any(|method| method.trim() == "POST"))
+        && !response.header("allow").is_some_and(|allow| allow.split(',').any(|method| method.trim() == "POST"))
     {
-        return Err(format!(
-            "405 without Allow: POST, but {:?}",
-            response.header("allow")
-        ));
+        return Err(format!("405 without Allow: POST, but {:?}", response.header("allow")));
     }
     if case.has(&Extra::StatusBody) {
         let message = match case.encoding {
@@ -565,10 +478,7 @@ fn judge_http(case: &Case, response: &Response) -> Result<(), String> {
             Encoding::Json => {
                 let tree: serde_json::Value = serde_json::from_slice(&body)
                     .map_err(|error| format!("error body is no JSON: {error}: {shown:?}"))?;
-                tree["message"]
-                    .as_str()
-                    .ok_or_else(|| format!("error body is no Status: {shown:?}"))?
-                    .to_owned()
+                tree["message"].as_str().ok_or_else(|| format!("error body is no Status: {shown:?}"))?.to_owned()
             }
         };
         judge_message(&message)?;
@@ -576,8 +486,9 @@ fn judge_http(case: &Case, response: &Response) -> Result<(), String> {
     if case.succeeds() {
         let export = match case.encoding {
             Encoding::Json => json_response(&body, case.signal)?,
-            Encoding::Protobuf => ExportResponse::decode(&*body)
-                .map_err(|error| format!("response does not decode: {error}"))?,
+            Encoding::Protobuf => {
+                ExportResponse::decode(&*body).map_err(|error| format!("response does not decode: {error}"))?
+            }
         };
         judge_export(case, &export)?;
     }
@@ -597,19 +508,14 @@ fn judge_message(message: &str) -> Result<(), String> {
 fn judge_export(case: &Case, export: &ExportResponse) -> Result<(), String> {
     match (&export.partial_success, case.rejected) {
         (None, None) => Ok(()),
-        (None, Some(rejected)) => Err(format!(
-            "partial_success is unset instead of {rejected} rejected"
-        )),
+        (None, Some(rejected)) => Err(format!("partial_success is unset instead of {rejected} rejected")),
         (Some(partial), None) if case.has(&Extra::WarningAllowed) && partial.rejected == 0 => {
             judge_message(&partial.error_message)
         }
         (Some(partial), None) => Err(format!("partial_success is set: {partial:?}")),
         (Some(partial), Some(rejected)) => {
             if partial.rejected != rejected {
-                return Err(format!(
-                    "{} rejected instead of {rejected}: {}",
-                    partial.rejected, partial.error_message
-                ));
+                return Err(format!("{} rejected instead of {rejected}: {}", partial.rejected, partial.error_message));
             }
             judge_message(&partial.error_message)?;
             let reason = case.extras.iter().find_map(|extra| match extra {
@@ -617,10 +523,9 @@ fn judge_export(case: &Case, export: &ExportResponse) -> Result<(), String> {
                 _ => None,
             });
             match reason {
-                Some(reason) if !partial.error_message.contains(reason) => Err(format!(
-                    "the message does not name {reason}: {}",
-                    partial.error_message
-                )),
+                Some(reason) if !partial.error_message.contains(reason) => {
+                    Err(format!("the message does not name {reason}: {}", partial.error_message))
+                }
                 _ => Ok(()),
             }
         }
@@ -640,16 +545,8 @@ async fn call_grpc(case: &Case, to: SocketAddr) -> Result<GrpcResponse, String> 
     frame.extend_from_slice(&(body.len() as u32).to_be_bytes());
     frame.extend_from_slice(&body);
 
-    let service = if case.case == "unknown_service" {
-        "no.such.Service"
-    } else {
-        case.signal.grpc_service()
-    };
-    let method = if case.case == "unknown_method" {
-        "NoSuchMethod"
-    } else {
-        "Export"
-    };
+    let service = if case.case == "unknown_service" { "no.such.Service" } else { case.signal.grpc_service() };
+    let method = if case.case == "unknown_method" { "NoSuchMethod" } else { "Export" };
     let mut request = http::Request::post(format!("http://{to}/{service}/{method}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers");
@@ -661,31 +558,17 @@ async fn call_grpc(case: &Case, to: SocketAddr) -> Result<GrpcResponse, String> 
     }
     let request = request.body(Full::new(Bytes::from(frame))).unwrap();
 
-    let stream = tokio::net::TcpStream::connect(to)
-        .await
-        .map_err(|error| format!("no connection: {error}"))?;
-    let handshake =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+    let stream = tokio::net::TcpStream::connect(to).await.map_err(|error| format!("no connection: {error}"))?;
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|error| format!("no HTTP/2: {error}"))?;
     let connection = tokio::spawn(connection);
-    let response = sender
-        .send_request(request)
-        .await
-        .map_err(|error| format!("no response: {error}"))?;
+    let response = sender.send_request(request).await.map_err(|error| format!("no response: {error}"))?;
     let (head, body) = response.into_parts();
-    let collected = body
-        .collect()
-        .await
-        .map_err(|error| format!("response broke off: {error}"))?;
+    let collected = body.collect().await.map_err(|error| format!("response broke off: {error}"))?;
     let trailers = collected.trailers().cloned().unwrap_or_default();
     connection.abort();
 
-    let value = |name: &str| {
-        head.headers
-            .get(name)
-            .or(trailers.get(name))
-            .and_then(|value| value.to_str().ok())
-    };
+    let value = |name: &str| head.headers.get(name).or(trailers.get(name)).and_then(|value| value.to_str().ok());
     let mut found = GrpcResponse {
         http_status: head.status.as_u16(),
         status: value("grpc-status").and_then(|text| text.parse().ok()),
@@ -696,9 +579,7 @@ async fn call_grpc(case: &Case, to: SocketAddr) -> Result<GrpcResponse, String> 
         let padding = base64::engine::DecodePaddingMode::Indifferent;
         let config = GeneralPurposeConfig::new().with_decode_padding_mode(padding);
         let engine = GeneralPurpose::new(&base64::alphabet::STANDARD, config);
-        found.details = engine
-            .decode(details)
-            .map_err(|error| format!("grpc-status-details-bin: {error}"))?;
+        found.details = engine.decode(details).map_err(|error| format!("grpc-status-details-bin: {error}"))?;
     }
     let bytes = collected.to_bytes();
     let mut rest = &bytes[..];
@@ -713,71 +594,41 @@ async fn call_grpc(case: &Case, to: SocketAddr) -> Result<GrpcResponse, String> 
 
 fn judge_grpc(case: &Case, response: &GrpcResponse) -> Result<(), String> {
     if response.http_status != 200 {
-        return Err(format!(
-            "HTTP status {} on a gRPC call",
-            response.http_status
-        ));
+        return Err(format!("HTTP status {} on a gRPC call", response.http_status));
     }
     if response.status != Some(case.status) {
-        return Err(format!(
-            "grpc-status {:?} instead of {}: {:?}",
-            response.status, case.status, response.message
-        ));
+        return Err(format!("grpc-status {:?} instead of {}: {:?}", response.status, case.status, response.message));
     }
     let retry_info = b"google.rpc.RetryInfo";
-    if case.has(&Extra::NoRetryInfo)
-        && response
-            .details
-            .windows(retry_info.len())
-            .any(|window| window == retry_info)
-    {
+    if case.has(&Extra::NoRetryInfo) && response.details.windows(retry_info.len()).any(|window| window == retry_info) {
         return Err("a permanent error carries RetryInfo".into());
     }
     if !case.succeeds() {
         // A method that does not exist needs no words; everything else is told.
-        return if case.status == 12 {
-            Ok(())
-        } else {
-            judge_message(&response.message)
-        };
+        return if case.status == 12 { Ok(()) } else { judge_message(&response.message) };
     }
     let [(compressed, message)] = &response.frames[..] else {
-        return Err(format!(
-            "{} response messages instead of one",
-            response.frames.len()
-        ));
+        return Err(format!("{} response messages instead of one", response.frames.len()));
     };
     let message = match compressed {
         false => message.clone(),
         true if case.case == "accept_gzip" => gunzip(message)?,
         true => return Err("response is compressed, which was not asked for".into()),
     };
-    let export = ExportResponse::decode(&*message)
-        .map_err(|error| format!("response does not decode: {error}"))?;
+    let export = ExportResponse::decode(&*message).map_err(|error| format!("response does not decode: {error}"))?;
     judge_export(case, &export)
 }
 
 /// Compares what is stored with the rows that say how much must be.
 fn judge_stored(server: &common::Server, cases: &[Case]) -> Vec<String> {
     let mut stored: BTreeMap<String, u64> = BTreeMap::new();
-    let tables: BTreeSet<&str> = cases
-        .iter()
-        .flat_map(|case| case.signal.tables())
-        .copied()
-        .collect();
+    let tables: BTreeSet<&str> = cases.iter().flat_map(|case| case.signal.tables()).copied().collect();
     for table in tables {
-        let answer = server.sql(&format!(
-            "SELECT service_name, count(*) FROM {table} GROUP BY service_name"
-        ));
+        let answer = server.sql(&format!("SELECT service_name, count(*) FROM {table} GROUP BY service_name"));
         for row in answer["rows"].as_array().expect("an answer has rows") {
             // Counts may come as numbers or, like other 64-bit integers, as strings.
-            let count = row[1]
-                .as_u64()
-                .or_else(|| row[1].as_str()?.parse().ok())
-                .expect("a count is an integer");
-            *stored
-                .entry(row[0].as_str().unwrap_or_default().to_owned())
-                .or_default() += count;
+            let count = row[1].as_u64().or_else(|| row[1].as_str()?.parse().ok()).expect("a count is an integer");
+            *stored.entry(row[0].as_str().unwrap_or_default().to_owned()).or_default() += count;
         }
     }
     let expected = cases.iter().filter_map(|case| {
@@ -790,38 +641,24 @@ fn judge_stored(server: &common::Server, cases: &[Case]) -> Vec<String> {
     expected
         .filter_map(|(case, expected)| {
             let found = stored.get(&case.id).copied().unwrap_or_default();
-            (found != expected)
-                .then(|| format!("{}: {found} rows stored instead of {expected}", case.id))
+            (found != expected).then(|| format!("{}: {found} rows stored instead of {expected}", case.id))
         })
         .collect()
 }
 
 #[test]
 fn every_row_of_the_table_holds() {
-    let other = |name: &str| {
-        std::env::var(name)
-            .ok()
-            .map(|text| text.parse::<SocketAddr>().unwrap())
-    };
-    let (server, target) = match (
-        other("OTLP_CONFORMANCE_HTTP"),
-        other("OTLP_CONFORMANCE_GRPC"),
-    ) {
+    let other = |name: &str| std::env::var(name).ok().map(|text| text.parse::<SocketAddr>().unwrap());
+    let (server, target) = match (other("OTLP_CONFORMANCE_HTTP"), other("OTLP_CONFORMANCE_GRPC")) {
         (Some(http), Some(grpc)) => (None, Target { http, grpc }),
         _ => {
             let server = common::Server::start();
-            let target = Target {
-                http: server.otlp_http,
-                grpc: server.otlp_grpc,
-            };
+            let target = Target { http: server.otlp_http, grpc: server.otlp_grpc };
             (Some(server), target)
         }
     };
     let cases = table();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut failures = Vec::new();
     for case in &cases {
         if let Err(what) = runtime.block_on(check(case, target)) {
@@ -829,14 +666,8 @@ fn every_row_of_the_table_holds() {
         }
     }
     // After everything hostile, the server still answers.
-    for case in cases
-        .iter()
-        .filter(|case| case.case == "one_good" && case.compression == Compression::None)
-    {
-        let again = Case {
-            id: format!("{}.again", case.id),
-            ..case.clone()
-        };
+    for case in cases.iter().filter(|case| case.case == "one_good" && case.compression == Compression::None) {
+        let again = Case { id: format!("{}.again", case.id), ..case.clone() };
         if let Err(what) = runtime.block_on(check(&again, target)) {
             failures.push(format!("{}: {what}", again.id));
         }
@@ -844,13 +675,7 @@ fn every_row_of_the_table_holds() {
     if let Some(server) = &server {
         failures.extend(judge_stored(server, &cases));
     }
-    assert!(
-        failures.is_empty(),
-        "{} failures in {} rows:\n{}",
-        failures.len(),
-        cases.len(),
-        failures.join("\n")
-    );
+    assert!(failures.is_empty(), "{} failures in {} rows:\n{}", failures.len(), cases.len(), failures.join("\n"));
 }
 
 // The table and the bodies themselves, without a server
@@ -863,88 +688,31 @@ fn the_table_is_well_formed() {
     assert_eq!(ids.len(), cases.len(), "ids are unique");
     let mut seen = BTreeSet::new();
     for case in &cases {
-        let Case {
-            id,
-            signal,
-            transport,
-            encoding,
-            compression,
-            status,
-            ..
-        } = case;
-        let encoding_name = if *encoding == Encoding::Json {
-            "json"
-        } else {
-            "protobuf"
-        };
-        let transport_name = if *transport == Transport::Http {
-            "http"
-        } else {
-            "grpc"
-        };
+        let Case { id, signal, transport, encoding, compression, status, .. } = case;
+        let encoding_name = if *encoding == Encoding::Json { "json" } else { "protobuf" };
+        let transport_name = if *transport == Transport::Http { "http" } else { "grpc" };
         let compression_name = compression.name();
         let name = &case.case;
-        let expected = format!(
-            "{}-{transport_name}-{encoding_name}-{compression_name}-{name}",
-            signal.name()
-        );
+        let expected = format!("{}-{transport_name}-{encoding_name}-{compression_name}-{name}", signal.name());
         assert_eq!(*id, expected, "an id is made of its row's columns");
         seen.insert((*signal, *transport, *encoding, *compression));
 
         let is_http = *transport == Transport::Http;
-        assert!(
-            is_http || *encoding == Encoding::Protobuf,
-            "{id}: gRPC is protobuf"
-        );
+        assert!(is_http || *encoding == Encoding::Protobuf, "{id}: gRPC is protobuf");
         assert_eq!(is_http, *status >= 100, "{id}: status {status}");
-        assert!(
-            case.message().is_some(),
-            "{id}: no body {name} for this signal and encoding"
-        );
-        assert!(
-            case.rejected.is_none() || case.succeeds(),
-            "{id}: only a success can be partial"
-        );
-        assert!(
-            !case.has(&Extra::StatusBody) || (is_http && !case.succeeds()),
-            "{id}: status_body"
-        );
-        assert!(
-            !case.has(&Extra::NoRetryInfo) || (!is_http && !case.succeeds()),
-            "{id}: no_retry_info"
-        );
-        assert!(
-            !case.has(&Extra::NoRetryAfter) || (is_http && !case.succeeds()),
-            "{id}: no_retry_after"
-        );
-        let stores = case
-            .extras
-            .iter()
-            .any(|extra| matches!(extra, Extra::Stored(1..)));
-        assert!(
-            !stores || case.succeeds(),
-            "{id}: a refused request stores nothing"
-        );
-        let names_reason = case
-            .extras
-            .iter()
-            .any(|extra| matches!(extra, Extra::Reason(_)));
-        assert!(
-            !names_reason || case.rejected.is_some_and(|count| count > 0),
-            "{id}: reason of nothing"
-        );
+        assert!(case.message().is_some(), "{id}: no body {name} for this signal and encoding");
+        assert!(case.rejected.is_none() || case.succeeds(), "{id}: only a success can be partial");
+        assert!(!case.has(&Extra::StatusBody) || (is_http && !case.succeeds()), "{id}: status_body");
+        assert!(!case.has(&Extra::NoRetryInfo) || (!is_http && !case.succeeds()), "{id}: no_retry_info");
+        assert!(!case.has(&Extra::NoRetryAfter) || (is_http && !case.succeeds()), "{id}: no_retry_after");
+        let stores = case.extras.iter().any(|extra| matches!(extra, Extra::Stored(1..)));
+        assert!(!stores || case.succeeds(), "{id}: a refused request stores nothing");
+        let names_reason = case.extras.iter().any(|extra| matches!(extra, Extra::Reason(_)));
+        assert!(!names_reason || case.rejected.is_some_and(|count| count > 0), "{id}: reason of nothing");
         let damaged = name.starts_with("gzip_") || name.starts_with("zstd_");
-        assert!(
-            !damaged || name.starts_with(compression_name),
-            "{id}: compression"
-        );
+        assert!(!damaged || name.starts_with(compression_name), "{id}: compression");
     }
-    for signal in [
-        Signal::Traces,
-        Signal::Metrics,
-        Signal::Logs,
-        Signal::Profiles,
-    ] {
+    for signal in [Signal::Traces, Signal::Metrics, Signal::Logs, Signal::Profiles] {
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             for (transport, encoding) in [
                 (Transport::Http, Encoding::Protobuf),
@@ -991,20 +759,11 @@ fn json_bodies_are_the_protobuf_bodies() {
             "lone_surrogate",
             "bomb",
         ];
-        assert_eq!(
-            result.is_err(),
-            refused.contains(&case.case.as_str()),
-            "{}: {result:?}",
-            case.id
-        );
+        assert_eq!(result.is_err(), refused.contains(&case.case.as_str()), "{}: {result:?}", case.id);
         if case.case == "one_good" {
-            let twin =
-                bodies::build("one_good", case.signal, Encoding::Protobuf, &case.id).unwrap();
+            let twin = bodies::build("one_good", case.signal, Encoding::Protobuf, &case.id).unwrap();
             // Their times differ; those are fixed-width, so nothing else may.
-            let (found, expected) = (
-                normalised(case.signal, &wire),
-                normalised(case.signal, &twin),
-            );
+            let (found, expected) = (normalised(case.signal, &wire), normalised(case.signal, &twin));
             assert_eq!(found, expected, "{}", case.id);
             compared += 1;
         }
@@ -1017,37 +776,16 @@ fn normalised(signal: Signal, wire: &[u8]) -> String {
     use opentelemetry_proto::tonic::collector;
     let text = match signal {
         Signal::Traces => {
-            format!(
-                "{:?}",
-                collector::trace::v1::ExportTraceServiceRequest::decode(wire).unwrap()
-            )
+            format!("{:?}", collector::trace::v1::ExportTraceServiceRequest::decode(wire).unwrap())
         }
         Signal::Metrics => {
-            format!(
-                "{:?}",
-                collector::metrics::v1::ExportMetricsServiceRequest::decode(wire).unwrap()
-            )
+            format!("{:?}", collector::metrics::v1::ExportMetricsServiceRequest::decode(wire).unwrap())
         }
-        Signal::Logs => format!(
-            "{:?}",
-            collector::logs::v1::ExportLogsServiceRequest::decode(wire).unwrap()
-        ),
+        Signal::Logs => format!("{:?}", collector::logs::v1::ExportLogsServiceRequest::decode(wire).unwrap()),
         Signal::Profiles => {
-            format!(
-                "{:?}",
-                collector::profiles::v1development::ExportProfilesServiceRequest::decode(wire)
-                    .unwrap()
-            )
+            format!("{:?}", collector::profiles::v1development::ExportProfilesServiceRequest::decode(wire).unwrap())
         }
     };
     let words = text.split_inclusive(|c: char| !c.is_ascii_digit());
-    words
-        .map(|word| {
-            if word.len() > 18 && word.starts_with('1') {
-                "time,"
-            } else {
-                word
-            }
-        })
-        .collect()
+    words.map(|word| if word.len() > 18 && word.starts_with('1') { "time," } else { word }).collect()
 }

@@ -18,7 +18,9 @@ pub(crate) async fn healthz() -> &'static str {
 pub(crate) async fn readyz(State(doors): State<Doors>) -> Response {
     let (status, body) = match doors.0.deps.readiness.state() {
         // The log is read a moment before the doors open.
-        ReadyState::Ready if doors.0.opened.get().is_some() => (StatusCode::OK, serde_json::json!({ "status": "ready" })),
+        ReadyState::Ready if doors.0.opened.get().is_some() => {
+            (StatusCode::OK, serde_json::json!({ "status": "ready" }))
+        }
         ReadyState::Ready => (StatusCode::SERVICE_UNAVAILABLE, serde_json::json!({ "status": "starting" })),
         ReadyState::Draining => (StatusCode::SERVICE_UNAVAILABLE, serde_json::json!({ "status": "draining" })),
         ReadyState::Replaying { bytes_done, bytes_total } => (

@@ -123,7 +123,9 @@ fn refuse(failed: &QueryError) -> Response {
 type Chunk = Result<Vec<u8>, QueryError>;
 
 /// What is written so far goes out; then the next batch is fetched and written.
-async fn next_chunk(state: Option<(QueryOutput, Writer, bool)>) -> Option<(Chunk, Option<(QueryOutput, Writer, bool)>)> {
+async fn next_chunk(
+    state: Option<(QueryOutput, Writer, bool)>,
+) -> Option<(Chunk, Option<(QueryOutput, Writer, bool)>)> {
     let (mut output, mut writer, mut ended) = state?;
     loop {
         if ended {

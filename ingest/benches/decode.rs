@@ -58,7 +58,8 @@ fn decode(c: &mut Criterion) {
                 |batches| {
                     for (table, batch) in &batches {
                         let ledger = LedgerDelta::default();
-                        let meta = LogEntryMeta { tenant: TenantId::default_tenant(), table: *table, minute: 0, ledger };
+                        let meta =
+                            LogEntryMeta { tenant: TenantId::default_tenant(), table: *table, minute: 0, ledger };
                         black_box(record::encode(&meta, Some(batch)).expect("the batch is small"));
                     }
                     batches

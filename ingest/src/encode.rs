@@ -235,9 +235,8 @@ pub fn logs(batch: &RecordBatch) -> Vec<ResourceLogs> {
 
 fn log_record(columns: &Columns<'_>, row: usize) -> LogRecord {
     let inferred: &BooleanArray = columns.column("time_inferred").as_boolean();
-    let text = columns.text("body", row).map(|text| AnyValue {
-        value: Some(any_value::Value::StringValue(text.to_owned())),
-    });
+    let text =
+        columns.text("body", row).map(|text| AnyValue { value: Some(any_value::Value::StringValue(text.to_owned())) });
     LogRecord {
         time_unix_nano: if inferred.value(row) { 0 } else { columns.nanos("time", row) },
         observed_time_unix_nano: columns.nanos("observed_time", row),
@@ -415,10 +414,7 @@ pub fn profiles(batch: &RecordBatch) -> Vec<ProfilesData> {
 fn for_each_row(batch: &RecordBatch, columns: &Columns<'_>, mut each: impl FnMut(usize, bool, bool)) {
     let mut before: Option<(&[u8], &[u8])> = None;
     for row in 0..batch.num_rows() {
-        let now = (
-            columns.bytes("resource", row).unwrap_or_default(),
-            columns.bytes("scope", row).unwrap_or_default(),
-        );
+        let now = (columns.bytes("resource", row).unwrap_or_default(), columns.bytes("scope", row).unwrap_or_default());
         let same_resource = before.is_some_and(|before| before.0 == now.0);
         let same_scope = before == Some(now);
         each(row, same_resource, same_scope);

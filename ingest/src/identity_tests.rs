@@ -82,23 +82,51 @@ fn single_points(metric: &Metric) -> Vec<Metric> {
     use metric::Data;
     let datas: Vec<Data> = match metric.data.clone() {
         None => vec![],
-        Some(Data::Gauge(data)) => {
-            data.data_points.iter().map(|p| { let mut d = data.clone(); d.data_points = vec![p.clone()]; Data::Gauge(d) }).collect()
-        }
-        Some(Data::Sum(data)) => {
-            data.data_points.iter().map(|p| { let mut d = data.clone(); d.data_points = vec![p.clone()]; Data::Sum(d) }).collect()
-        }
-        Some(Data::Histogram(data)) => {
-            data.data_points.iter().map(|p| { let mut d = data.clone(); d.data_points = vec![p.clone()]; Data::Histogram(d) }).collect()
-        }
+        Some(Data::Gauge(data)) => data
+            .data_points
+            .iter()
+            .map(|p| {
+                let mut d = data.clone();
+                d.data_points = vec![p.clone()];
+                Data::Gauge(d)
+            })
+            .collect(),
+        Some(Data::Sum(data)) => data
+            .data_points
+            .iter()
+            .map(|p| {
+                let mut d = data.clone();
+                d.data_points = vec![p.clone()];
+                Data::Sum(d)
+            })
+            .collect(),
+        Some(Data::Histogram(data)) => data
+            .data_points
+            .iter()
+            .map(|p| {
+                let mut d = data.clone();
+                d.data_points = vec![p.clone()];
+                Data::Histogram(d)
+            })
+            .collect(),
         Some(Data::ExponentialHistogram(data)) => data
             .data_points
             .iter()
-            .map(|p| { let mut d = data.clone(); d.data_points = vec![p.clone()]; Data::ExponentialHistogram(d) })
+            .map(|p| {
+                let mut d = data.clone();
+                d.data_points = vec![p.clone()];
+                Data::ExponentialHistogram(d)
+            })
             .collect(),
-        Some(Data::Summary(data)) => {
-            data.data_points.iter().map(|p| { let mut d = data.clone(); d.data_points = vec![p.clone()]; Data::Summary(d) }).collect()
-        }
+        Some(Data::Summary(data)) => data
+            .data_points
+            .iter()
+            .map(|p| {
+                let mut d = data.clone();
+                d.data_points = vec![p.clone()];
+                Data::Summary(d)
+            })
+            .collect(),
     };
     datas.into_iter().map(|data| Metric { data: Some(data), ..metric.clone() }).collect()
 }
@@ -204,7 +232,9 @@ fn what_is_stored_is_what_was_sent() {
             let expected = expected(signal, &body).unwrap();
             let mut decoder = Decoder::default();
             let delta = decode(&mut decoder, signal, &body).unwrap();
-            if signal == Signal::Profiles && ExportProfilesServiceRequest::decode(&body[..]).unwrap().dictionary.is_none() {
+            if signal == Signal::Profiles
+                && ExportProfilesServiceRequest::decode(&body[..]).unwrap().dictionary.is_none()
+            {
                 // The generator leaves the dictionary out at times; its indices then point nowhere.
                 assert_eq!(delta.received(), expected.len() as u64, "{signal} seed {seed}");
                 continue;

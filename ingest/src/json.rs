@@ -95,9 +95,7 @@ pub fn transcode(signal: Signal, json: &[u8], out: &mut Vec<u8>) -> Result<Warni
     let text = match simdutf8::basic::from_utf8(json) {
         Ok(text) => text,
         Err(_) => {
-            let offset = std::str::from_utf8(json)
-                .err()
-                .map_or(0, |error| error.valid_up_to());
+            let offset = std::str::from_utf8(json).err().map_or(0, |error| error.valid_up_to());
             return Err(JsonError::NotUtf8 { offset });
         }
     };
@@ -108,17 +106,10 @@ pub fn transcode(signal: Signal, json: &[u8], out: &mut Vec<u8>) -> Result<Warni
     // The schema bounds the recursion of messages and `MAX_JSON_VALUE_DEPTH` that of values; ignored values
     // are skipped without recursion. The parser's own limit would refuse whole requests for one deep item.
     deserializer.disable_recursion_limit();
-    let mut writer = Writer {
-        out,
-        value_depth: 0,
-        warnings: Warnings::default(),
-    };
+    let mut writer = Writer { out, value_depth: 0, warnings: Warnings::default() };
     let result = serde::Deserializer::deserialize_any(
         &mut deserializer,
-        Request {
-            writer: &mut writer,
-            message: descriptor::request(signal),
-        },
+        Request { writer: &mut writer, message: descriptor::request(signal) },
     )
     .and_then(|()| deserializer.end());
     let warnings = writer.warnings;
@@ -142,11 +133,7 @@ fn invalid(error: &serde_json::Error) -> JsonError {
         end -= 1;
     }
     reason.truncate(end);
-    JsonError::Invalid {
-        line,
-        column,
-        reason,
-    }
+    JsonError::Invalid { line, column, reason }
 }
 
 /// The output and what is counted on the way.
@@ -198,24 +185,12 @@ impl Writer<'_> {
     }
 
     /// Writes the members of an object as the fields of `message`.
-    fn members<'de, A: MapAccess<'de>>(
-        &mut self,
-        message: &'static Message,
-        mut map: A,
-    ) -> Result<(), A::Error> {
+    fn members<'de, A: MapAccess<'de>>(&mut self, message: &'static Message, mut map: A) -> Result<(), A::Error> {
         while let Some(key) = map.next_key_seed(Key { message })? {
             match key {
                 Some(field) => {
-                    let place = if field.repeated {
-                        Place::Array
-                    } else {
-                        Place::Single
-                    };
-                    map.next_value_seed(Slot {
-                        writer: self,
-                        field,
-                        place,
-                    })?;
+                    let place = if field.repeated { Place::Array } else { Place::Single };
+                    map.next_value_seed(Slot { writer: self, field, place })?;
                 }
                 None => {
                     self.warnings.unknown_fields += 1;
@@ -270,9 +245,7 @@ impl<'de> Visitor<'de> for Request<'_, '_> {
 
     fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<(), E> {
         // The default would echo the sender's text.
-        Err(E::custom(
-            "expected an export request object, found a string",
-        ))
+        Err(E::custom("expected an export request object, found a string"))
     }
 }
 
@@ -284,10 +257,7 @@ struct Key {
 impl<'de> DeserializeSeed<'de> for Key {
     type Value = Option<&'static Field>;
 
-    fn deserialize<D: serde::Deserializer<'de>>(
-        self,
-        deserializer: D,
-    ) -> Result<Self::Value, D::Error> {
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_identifier(self)
     }
 }
@@ -331,9 +301,9 @@ impl Slot<'_, '_> {
         let expected = self.field.kind.expected();
         match self.place {
             Place::Array => E::custom(format_args!("{name}: expected an array, found {found}")),
-            Place::Element | Place::Packed => E::custom(format_args!(
-                "{name}: expected an array of which each element is {expected}, found {found}"
-            )),
+            Place::Element | Place::Packed => {
+                E::custom(format_args!("{name}: expected an array of which each element is {expected}, found {found}"))
+            }
             Place::Single => E::custom(format_args!("{name}: expected {expected}, found {found}")),
         }
     }
@@ -341,8 +311,7 @@ impl Slot<'_, '_> {
     /// Writes the tag, except inside a packed block, where elements have none.
     fn tag(&mut self) {
         if self.place != Place::Packed {
-            self.writer
-                .tag(self.field.number, self.field.kind.wire_type());
+            self.writer.tag(self.field.number, self.field.kind.wire_type());
         }
     }
 
@@ -365,16 +334,9 @@ impl Slot<'_, '_> {
         // Within the range just checked, the low 64 (or 32) bits are the two's complement the wire wants.
         let bits = value as u64;
         match self.field.kind {
-            Kind::Sint32 => self.writer.varint(u64::from(
-                ((value as i32) << 1 ^ (value as i32) >> 31) as u32,
-            )),
-            Kind::Fixed32 => self
-                .writer
-                .out
-                .extend_from_slice(&(value as u32).to_le_bytes()),
-            Kind::Fixed64 | Kind::Sfixed64 => {
-                self.writer.out.extend_from_slice(&bits.to_le_bytes())
-            }
+            Kind::Sint32 => self.writer.varint(u64::from(((value as i32) << 1 ^ (value as i32) >> 31) as u32)),
+            Kind::Fixed32 => self.writer.out.extend_from_slice(&(value as u32).to_le_bytes()),
+            Kind::Fixed64 | Kind::Sfixed64 => self.writer.out.extend_from_slice(&bits.to_le_bytes()),
             _ => self.writer.varint(bits),
         }
         Ok(())
@@ -473,16 +435,10 @@ impl<'de> Visitor<'de> for Slot<'_, '_> {
                     .map_err(|_| self.mismatch("a character that is no hexadecimal digit"))
             }
             Kind::Bytes => {
-                let engine = if value.contains(['-', '_']) {
-                    &BASE64_URL_SAFE
-                } else {
-                    &BASE64_STANDARD
-                };
+                let engine = if value.contains(['-', '_']) { &BASE64_URL_SAFE } else { &BASE64_STANDARD };
                 self.tag();
                 let reserved = self.writer.open();
-                engine
-                    .decode_vec(value, self.writer.out)
-                    .map_err(|_| self.mismatch("a string that is no base64"))?;
+                engine.decode_vec(value, self.writer.out).map_err(|_| self.mismatch("a string that is no base64"))?;
                 self.writer.close(reserved);
                 Ok(())
             }
@@ -506,32 +462,16 @@ impl<'de> Visitor<'de> for Slot<'_, '_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let Self {
-            writer,
-            field,
-            place,
-        } = self;
+        let Self { writer, field, place } = self;
         if place != Place::Array {
-            return Err(Slot {
-                writer,
-                field,
-                place,
-            }
-            .mismatch("an array"));
+            return Err(Slot { writer, field, place }.mismatch("an array"));
         }
         if field.kind.packs() {
             let start = writer.out.len();
             writer.tag(field.number, 2);
             let reserved = writer.open();
             let body = writer.out.len();
-            while seq
-                .next_element_seed(Slot {
-                    writer,
-                    field,
-                    place: Place::Packed,
-                })?
-                .is_some()
-            {}
+            while seq.next_element_seed(Slot { writer, field, place: Place::Packed })?.is_some() {}
             if writer.out.len() == body {
                 // An empty repeated field is an absent one.
                 writer.out.truncate(start);
@@ -539,23 +479,14 @@ impl<'de> Visitor<'de> for Slot<'_, '_> {
                 writer.close(reserved);
             }
         } else {
-            while seq
-                .next_element_seed(Slot {
-                    writer,
-                    field,
-                    place: Place::Element,
-                })?
-                .is_some()
-            {}
+            while seq.next_element_seed(Slot { writer, field, place: Place::Element })?.is_some() {}
         }
         Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
         match (self.field.kind, self.place) {
-            (Kind::Message(message), Place::Single | Place::Element) => {
-                self.writer.nested(self.field, message, map)
-            }
+            (Kind::Message(message), Place::Single | Place::Element) => self.writer.nested(self.field, message, map),
             _ => Err(self.mismatch("an object")),
         }
     }
@@ -602,24 +533,14 @@ fn decimal(text: &str) -> Option<Decimal<'_>> {
         None if rest.is_empty() => 0,
         None => return None,
     };
-    Some(Decimal {
-        negative,
-        whole,
-        fraction,
-        exponent,
-    })
+    Some(Decimal { negative, whole, fraction, exponent })
 }
 
 /// The exact integer that a decimal string denotes; `None` when it is no number, has a fraction or more than
 /// 20 digits, which no 64-bit integer has.
 fn integer_from_str(text: &str) -> Option<i128> {
     const MAX_DIGITS: i64 = 20;
-    let Decimal {
-        negative,
-        whole,
-        fraction,
-        exponent,
-    } = decimal(text)?;
+    let Decimal { negative, whole, fraction, exponent } = decimal(text)?;
     let trailing = |digits: &str| digits.len() - digits.trim_end_matches('0').len();
     // Trailing zeros of the mantissa move into the exponent, which then says whether the value is whole.
     let mut zeros = trailing(fraction);
@@ -628,12 +549,7 @@ fn integer_from_str(text: &str) -> Option<i128> {
     }
     let digits = whole.bytes().chain(fraction.bytes());
     let significant = whole.len() + fraction.len() - zeros;
-    let mantissa = || {
-        digits
-            .clone()
-            .take(significant)
-            .skip_while(|digit| *digit == b'0')
-    };
+    let mantissa = || digits.clone().take(significant).skip_while(|digit| *digit == b'0');
     let count = mantissa().count() as i64;
     if count == 0 {
         return Some(0);
@@ -671,8 +587,7 @@ mod tests {
     use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
     use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, KeyValueList};
     use opentelemetry_proto::tonic::metrics::v1::{
-        ExponentialHistogramDataPoint, HistogramDataPoint, NumberDataPoint, metric,
-        number_data_point,
+        ExponentialHistogramDataPoint, HistogramDataPoint, NumberDataPoint, metric, number_data_point,
     };
     use opentelemetry_proto::tonic::profiles::v1development::{Link as ProfileLink, Profile};
     use opentelemetry_proto::tonic::trace::v1::Span;
@@ -691,11 +606,7 @@ mod tests {
             Err(error) => {
                 assert!(body.is_empty(), "a refused request leaves nothing behind");
                 let text = error.to_string();
-                assert!(
-                    text.len() <= MAX_ERROR_BYTES,
-                    "{} bytes: {text}",
-                    text.len()
-                );
+                assert!(text.len() <= MAX_ERROR_BYTES, "{} bytes: {text}", text.len());
                 Err(error)
             }
         }
@@ -724,9 +635,7 @@ mod tests {
     }
 
     fn in_exponential(members: &str) -> String {
-        in_metric(&format!(
-            r#""exponentialHistogram":{{"dataPoints":[{{{members}}}]}}"#
-        ))
+        in_metric(&format!(r#""exponentialHistogram":{{"dataPoints":[{{{members}}}]}}"#))
     }
 
     fn in_number(members: &str) -> String {
@@ -755,10 +664,7 @@ mod tests {
             Value::Object(members) => {
                 for (key, value) in members {
                     let bytes = value.as_array().map(|items| {
-                        items
-                            .iter()
-                            .filter_map(|item| item.as_u64()?.try_into().ok())
-                            .collect::<Vec<u8>>()
+                        items.iter().filter_map(|item| item.as_u64()?.try_into().ok()).collect::<Vec<u8>>()
                     });
                     match bytes.and_then(|bytes| string(key, &bytes)) {
                         Some(text) => *value = Value::String(text),
@@ -778,33 +684,22 @@ mod tests {
             Value::Object(members) => {
                 for (key, value) in members.iter_mut() {
                     match value {
-                        Value::Array(items) if items.is_empty() && rng.one_in(2) => {
-                            *value = Value::Null
-                        }
+                        Value::Array(items) if items.is_empty() && rng.one_in(2) => *value = Value::Null,
                         Value::String(text) if key.ends_with("UnixNano") && rng.one_in(2) => {
                             *value = json!(text.parse::<u64>().unwrap());
                         }
                         Value::String(text) if key.ends_with("Id") => *text = text.to_uppercase(),
                         Value::String(text) if key == "bytesValue" && rng.one_in(2) => {
-                            *text = text
-                                .replace('+', "-")
-                                .replace('/', "_")
-                                .trim_end_matches('=')
-                                .to_owned();
+                            *text = text.replace('+', "-").replace('/', "_").trim_end_matches('=').to_owned();
                         }
-                        Value::Number(number)
-                            if number.is_u64() && (key == "count" || key == "asInt") =>
-                        {
+                        Value::Number(number) if number.is_u64() && (key == "count" || key == "asInt") => {
                             *value = json!(number.to_string());
                         }
                         _ => restyle(value, rng),
                     }
                 }
                 if rng.one_in(3) {
-                    members.insert(
-                        "from_the_future".into(),
-                        json!({"a": [[], {"b": null}, "\u{1F600}", 1e99]}),
-                    );
+                    members.insert("from_the_future".into(), json!({"a": [[], {"b": null}, "\u{1F600}", 1e99]}));
                 }
             }
             Value::Array(items) => items.iter_mut().for_each(|item| restyle(item, rng)),
@@ -822,23 +717,15 @@ mod tests {
             let mut value = reference_json(&original);
             let plain = value.to_string();
             restyle(&mut value, &mut testing::Rng::new(seed));
-            for json in [
-                plain,
-                value.to_string(),
-                serde_json::to_string_pretty(&value).unwrap(),
-            ] {
-                let (body, warnings) =
-                    run(signal, &json).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            for json in [plain, value.to_string(), serde_json::to_string_pretty(&value).unwrap()] {
+                let (body, warnings) = run(signal, &json).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
                 assert!(body.len() <= MAX_EXPANSION * json.len(), "seed {seed}");
                 assert_eq!(warnings.cut_values, 0, "seed {seed}");
                 assert_eq!(M::decode(&*body).unwrap(), original, "seed {seed}");
                 total += body.len();
             }
         }
-        assert!(
-            total > 100_000,
-            "the generator makes real requests, not {total} bytes"
-        );
+        assert!(total > 100_000, "the generator makes real requests, not {total} bytes");
     }
 
     #[test]
@@ -880,18 +767,9 @@ mod tests {
             ("null", None),
             ("{}", Some(AnyValue { value: None })),
             (r#"{"stringValue":null}"#, Some(AnyValue { value: None })),
-            (
-                r#"{"futureValue":{"x":[1]}}"#,
-                Some(AnyValue { value: None }),
-            ),
-            (
-                r#"{"string_value":"snake"}"#,
-                Some(AnyValue { value: None }),
-            ),
-            (
-                r#"{"StringValue":"pascal"}"#,
-                Some(AnyValue { value: None }),
-            ),
+            (r#"{"futureValue":{"x":[1]}}"#, Some(AnyValue { value: None })),
+            (r#"{"string_value":"snake"}"#, Some(AnyValue { value: None })),
+            (r#"{"StringValue":"pascal"}"#, Some(AnyValue { value: None })),
             (r#"{"stringValue":""}"#, text("")),
             (r#"{"arrayValue":{}}"#, empty_array.clone()),
             (r#"{"arrayValue":{"values":[]}}"#, empty_array.clone()),
@@ -900,26 +778,15 @@ mod tests {
             (r#"{"kvlistValue":{"values":null}}"#, empty_list),
             (r#"{"stringValue":"a","intValue":2}"#, int(2)),
             (r#"{"stringValue":"a","intValue":null}"#, text("a")),
-            (
-                r#"{"stringValueStrindex":7}"#,
-                any(Any::StringValueStrindex(7)),
-            ),
+            (r#"{"stringValueStrindex":7}"#, any(Any::StringValueStrindex(7))),
             (
                 r#"{"arrayValue":{"values":[{},{"boolValue":false}]}}"#,
                 any(Any::ArrayValue(ArrayValue {
-                    values: vec![
-                        AnyValue { value: None },
-                        AnyValue {
-                            value: Some(Any::BoolValue(false)),
-                        },
-                    ],
+                    values: vec![AnyValue { value: None }, AnyValue { value: Some(Any::BoolValue(false)) }],
                 })),
             ),
             // Strings.
-            (
-                r#"{"stringValue":"\ud83d\ude00\u0000\n"}"#,
-                text("\u{1F600}\0\n"),
-            ),
+            (r#"{"stringValue":"\ud83d\ude00\u0000\n"}"#, text("\u{1F600}\0\n")),
             (r#"{"string\u0056alue":"escaped key"}"#, text("escaped key")),
             // Integers.
             (r#"{"intValue":1}"#, int(1)),
@@ -944,10 +811,7 @@ mod tests {
             (r#"{"doubleValue":0.1}"#, double(0.1)),
             (r#"{"doubleValue":"0.1"}"#, double(0.1)),
             (r#"{"doubleValue":"-1e-7"}"#, double(-1e-7)),
-            (
-                r#"{"doubleValue":18446744073709551615}"#,
-                double(18_446_744_073_709_551_615.0),
-            ),
+            (r#"{"doubleValue":18446744073709551615}"#, double(18_446_744_073_709_551_615.0)),
             (r#"{"doubleValue":"Infinity"}"#, double(f64::INFINITY)),
             (r#"{"doubleValue":"-Infinity"}"#, double(f64::NEG_INFINITY)),
             // Bytes: both alphabets, with and without padding.
@@ -959,10 +823,7 @@ mod tests {
         ];
         for (json, expected) in rows {
             let request: ExportLogsServiceRequest = decode(Logs, &in_body(json));
-            assert_eq!(
-                request.resource_logs[0].scope_logs[0].log_records[0].body, expected,
-                "{json}"
-            );
+            assert_eq!(request.resource_logs[0].scope_logs[0].log_records[0].body, expected, "{json}");
         }
         // NaN and negative zero do not compare, so their bits do.
         for (json, bits) in [
@@ -971,14 +832,8 @@ mod tests {
             (r#"{"doubleValue":"-0"}"#, (-0.0f64).to_bits()),
         ] {
             let request: ExportLogsServiceRequest = decode(Logs, &in_body(json));
-            let body = request.resource_logs[0].scope_logs[0].log_records[0]
-                .body
-                .clone()
-                .unwrap();
-            assert!(
-                matches!(body.value, Some(Any::DoubleValue(d)) if d.to_bits() == bits),
-                "{json}: {body:?}"
-            );
+            let body = request.resource_logs[0].scope_logs[0].log_records[0].body.clone().unwrap();
+            assert!(matches!(body.value, Some(Any::DoubleValue(d)) if d.to_bits() == bits), "{json}: {body:?}");
         }
     }
 
@@ -988,79 +843,26 @@ mod tests {
             ("", Span::default()),
             (
                 r#""traceId":"00Ff","spanId":"AbCdEf","parentSpanId":"""#,
-                Span {
-                    trace_id: vec![0, 0xff],
-                    span_id: vec![0xab, 0xcd, 0xef],
-                    ..Span::default()
-                },
+                Span { trace_id: vec![0, 0xff], span_id: vec![0xab, 0xcd, 0xef], ..Span::default() },
             ),
-            (
-                r#""traceId":null,"name":null,"kind":null,"status":null,"links":null"#,
-                Span::default(),
-            ),
-            (
-                r#""kind":2"#,
-                Span {
-                    kind: 2,
-                    ..Span::default()
-                },
-            ),
-            (
-                r#""kind":99"#,
-                Span {
-                    kind: 99,
-                    ..Span::default()
-                },
-            ),
-            (
-                r#""kind":-1"#,
-                Span {
-                    kind: -1,
-                    ..Span::default()
-                },
-            ),
-            (
-                r#""flags":4294967295"#,
-                Span {
-                    flags: u32::MAX,
-                    ..Span::default()
-                },
-            ),
-            (
-                r#""flags":"257""#,
-                Span {
-                    flags: 257,
-                    ..Span::default()
-                },
-            ),
+            (r#""traceId":null,"name":null,"kind":null,"status":null,"links":null"#, Span::default()),
+            (r#""kind":2"#, Span { kind: 2, ..Span::default() }),
+            (r#""kind":99"#, Span { kind: 99, ..Span::default() }),
+            (r#""kind":-1"#, Span { kind: -1, ..Span::default() }),
+            (r#""flags":4294967295"#, Span { flags: u32::MAX, ..Span::default() }),
+            (r#""flags":"257""#, Span { flags: 257, ..Span::default() }),
             (
                 r#""startTimeUnixNano":"18446744073709551615","endTimeUnixNano":18446744073709551615"#,
-                Span {
-                    start_time_unix_nano: u64::MAX,
-                    end_time_unix_nano: u64::MAX,
-                    ..Span::default()
-                },
+                Span { start_time_unix_nano: u64::MAX, end_time_unix_nano: u64::MAX, ..Span::default() },
             ),
-            (
-                r#""start_time_unix_nano":"1","Name":"x","trace_id":"00""#,
-                Span::default(),
-            ),
-            (
-                r#""name":"first","name":"last""#,
-                Span {
-                    name: "last".into(),
-                    ..Span::default()
-                },
-            ),
+            (r#""start_time_unix_nano":"1","Name":"x","trace_id":"00""#, Span::default()),
+            (r#""name":"first","name":"last""#, Span { name: "last".into(), ..Span::default() }),
             (r#""name":"first","name":"""#, Span::default()),
         ];
         for (members, expected) in rows {
             let json = in_span(members);
             let request: ExportTraceServiceRequest = decode(Traces, &json);
-            assert_eq!(
-                request.resource_spans[0].scope_spans[0].spans[0], expected,
-                "{members}"
-            );
+            assert_eq!(request.resource_spans[0].scope_spans[0].spans[0], expected, "{members}");
         }
     }
 
@@ -1072,8 +874,7 @@ mod tests {
                 r#""count":"6","sum":0,"min":null,"max":"Infinity","bucketCounts":["1",2,3e0],"explicitBounds":[0,"1.5"]"#,
             ),
         );
-        let Some(metric::Data::Histogram(histogram)) =
-            &request.resource_metrics[0].scope_metrics[0].metrics[0].data
+        let Some(metric::Data::Histogram(histogram)) = &request.resource_metrics[0].scope_metrics[0].metrics[0].data
         else {
             panic!("{request:?}")
         };
@@ -1088,17 +889,10 @@ mod tests {
                 ..HistogramDataPoint::default()
             }
         );
-        for (scale, expected) in [
-            ("-2147483648", i32::MIN),
-            ("2147483647", i32::MAX),
-            ("\"-1\"", -1),
-            ("1e1", 10),
-        ] {
+        for (scale, expected) in [("-2147483648", i32::MIN), ("2147483647", i32::MAX), ("\"-1\"", -1), ("1e1", 10)] {
             let request: ExportMetricsServiceRequest = decode(
                 Metrics,
-                &in_exponential(&format!(
-                    r#""scale":{scale},"positive":{{"offset":{scale},"bucketCounts":[]}}"#
-                )),
+                &in_exponential(&format!(r#""scale":{scale},"positive":{{"offset":{scale},"bucketCounts":[]}}"#)),
             );
             let Some(metric::Data::ExponentialHistogram(histogram)) =
                 &request.resource_metrics[0].scope_metrics[0].metrics[0].data
@@ -1106,10 +900,7 @@ mod tests {
                 panic!("{request:?}")
             };
             let point: &ExponentialHistogramDataPoint = &histogram.data_points[0];
-            assert_eq!(
-                (point.scale, point.positive.as_ref().unwrap().offset),
-                (expected, expected)
-            );
+            assert_eq!((point.scale, point.positive.as_ref().unwrap().offset), (expected, expected));
         }
         for (members, expected) in [
             (r#""asInt":"-3""#, number_data_point::Value::AsInt(-3)),
@@ -1117,18 +908,10 @@ mod tests {
             (r#""asDouble":0"#, number_data_point::Value::AsDouble(0.0)),
         ] {
             let request: ExportMetricsServiceRequest = decode(Metrics, &in_number(members));
-            let Some(metric::Data::Gauge(gauge)) =
-                &request.resource_metrics[0].scope_metrics[0].metrics[0].data
-            else {
+            let Some(metric::Data::Gauge(gauge)) = &request.resource_metrics[0].scope_metrics[0].metrics[0].data else {
                 panic!("{request:?}")
             };
-            assert_eq!(
-                gauge.data_points[0],
-                NumberDataPoint {
-                    value: Some(expected),
-                    ..NumberDataPoint::default()
-                }
-            );
+            assert_eq!(gauge.data_points[0], NumberDataPoint { value: Some(expected), ..NumberDataPoint::default() });
         }
     }
 
@@ -1141,37 +924,20 @@ mod tests {
         );
         assert_eq!(
             request.resource_profiles[0].scope_profiles[0].profiles[0],
-            Profile {
-                profile_id: vec![0xab, 0xcd],
-                original_payload: vec![1, 2],
-                ..Profile::default()
-            }
+            Profile { profile_id: vec![0xab, 0xcd], original_payload: vec![1, 2], ..Profile::default() }
         );
-        assert_eq!(
-            request.dictionary.unwrap().link_table,
-            [ProfileLink {
-                trace_id: vec![0x0a],
-                span_id: vec![0x0b]
-            }]
-        );
+        assert_eq!(request.dictionary.unwrap().link_table, [ProfileLink { trace_id: vec![0x0a], span_id: vec![0x0b] }]);
     }
 
     #[test]
     fn empty_requests_are_empty() {
         for signal in [Traces, Metrics, Logs, Profiles] {
-            for json in [
-                "{}",
-                " {} \n",
-                r#"{"x":1}"#,
-                r#"{"resourceSpans":null}"#,
-                r#"{"resourceLogs":[]}"#,
-            ] {
+            for json in ["{}", " {} \n", r#"{"x":1}"#, r#"{"resourceSpans":null}"#, r#"{"resourceLogs":[]}"#] {
                 assert_eq!(run(signal, json).unwrap().0, b"", "{signal:?} {json}");
             }
         }
         // Empty envelopes stay: whether they mean anything is the decoder's business.
-        let request: ExportTraceServiceRequest =
-            decode(Traces, r#"{"resourceSpans":[{},{"scopeSpans":[{}]}]}"#);
+        let request: ExportTraceServiceRequest = decode(Traces, r#"{"resourceSpans":[{},{"scopeSpans":[{}]}]}"#);
         assert_eq!(request.resource_spans.len(), 2);
     }
 
@@ -1187,11 +953,7 @@ mod tests {
             (Traces, "null".into(), "expected an export request object"),
             (Traces, "7".into(), "expected an export request object"),
             (Traces, "true".into(), "expected an export request object"),
-            (
-                Traces,
-                r#""{}""#.into(),
-                "expected an export request object",
-            ),
+            (Traces, r#""{}""#.into(), "expected an export request object"),
             (Traces, "{} {}".into(), "trailing characters"),
             (Traces, "{}x".into(), "trailing characters"),
             (Traces, "{},".into(), "trailing characters"),
@@ -1199,312 +961,105 @@ mod tests {
             (Traces, r#"{"resourceSpans":[],}"#.into(), "trailing comma"),
             (Traces, "{resourceSpans:[]}".into(), "key must be a string"),
             (Traces, "\u{feff}{}".into(), "expected value"),
-            (
-                Traces,
-                "{'resourceSpans':[]}".into(),
-                "key must be a string",
-            ),
+            (Traces, "{'resourceSpans':[]}".into(), "key must be a string"),
             // Shapes.
-            (
-                Traces,
-                r#"{"resourceSpans":{}}"#.into(),
-                "resourceSpans: expected an array, found an object",
-            ),
-            (
-                Traces,
-                r#"{"resourceSpans":"x"}"#.into(),
-                "resourceSpans: expected an array, found a string",
-            ),
-            (
-                Traces,
-                r#"{"resourceSpans":1}"#.into(),
-                "resourceSpans: expected an array, found a number",
-            ),
+            (Traces, r#"{"resourceSpans":{}}"#.into(), "resourceSpans: expected an array, found an object"),
+            (Traces, r#"{"resourceSpans":"x"}"#.into(), "resourceSpans: expected an array, found a string"),
+            (Traces, r#"{"resourceSpans":1}"#.into(), "resourceSpans: expected an array, found a number"),
             (Traces, r#"{"resourceSpans":[null]}"#.into(), "found null"),
             (Traces, r#"{"resourceSpans":[[]]}"#.into(), "found an array"),
             (Traces, r#"{"resourceSpans":[1]}"#.into(), "found a number"),
-            (
-                Traces,
-                r#"{"resourceSpans":[{"resource":[]}]}"#.into(),
-                "resource: expected an object, found an array",
-            ),
-            (
-                Traces,
-                r#"{"resourceSpans":[{"resource":true}]}"#.into(),
-                "expected an object, found a boolean",
-            ),
-            (
-                Logs,
-                in_body("[]"),
-                "body: expected an object, found an array",
-            ),
-            (
-                Logs,
-                in_body(r#""text""#),
-                "body: expected an object, found a string",
-            ),
-            (
-                Logs,
-                in_body(r#"{"arrayValue":[]}"#),
-                "arrayValue: expected an object",
-            ),
-            (
-                Logs,
-                in_body(r#"{"arrayValue":{"values":[null]}}"#),
-                "values: expected an array of which each element",
-            ),
-            (
-                Logs,
-                in_body(r#"{"kvlistValue":{"values":{}}}"#),
-                "values: expected an array, found an object",
-            ),
+            (Traces, r#"{"resourceSpans":[{"resource":[]}]}"#.into(), "resource: expected an object, found an array"),
+            (Traces, r#"{"resourceSpans":[{"resource":true}]}"#.into(), "expected an object, found a boolean"),
+            (Logs, in_body("[]"), "body: expected an object, found an array"),
+            (Logs, in_body(r#""text""#), "body: expected an object, found a string"),
+            (Logs, in_body(r#"{"arrayValue":[]}"#), "arrayValue: expected an object"),
+            (Logs, in_body(r#"{"arrayValue":{"values":[null]}}"#), "values: expected an array of which each element"),
+            (Logs, in_body(r#"{"kvlistValue":{"values":{}}}"#), "values: expected an array, found an object"),
             // Strings and booleans.
-            (
-                Traces,
-                in_span(r#""name":1"#),
-                "name: expected a string, found a number",
-            ),
-            (
-                Traces,
-                in_span(r#""name":{}"#),
-                "name: expected a string, found an object",
-            ),
+            (Traces, in_span(r#""name":1"#), "name: expected a string, found a number"),
+            (Traces, in_span(r#""name":{}"#), "name: expected a string, found an object"),
             (Traces, in_span(r#""name":"\ud800""#), "hex escape"),
             (Traces, in_span(r#""name":"\udc00x""#), "surrogate"),
             (Traces, in_span(r#""\ud800":1"#), "hex escape"),
             (Traces, in_span("\"name\":\"a\nb\""), "control character"),
             (Traces, in_span(r#""name":"\x""#), "escape"),
-            (
-                Logs,
-                in_body(r#"{"boolValue":1}"#),
-                "boolValue: expected true or false, found a number",
-            ),
-            (
-                Logs,
-                in_body(r#"{"boolValue":"true"}"#),
-                "boolValue: expected true or false, found a string",
-            ),
+            (Logs, in_body(r#"{"boolValue":1}"#), "boolValue: expected true or false, found a number"),
+            (Logs, in_body(r#"{"boolValue":"true"}"#), "boolValue: expected true or false, found a string"),
             // Identifiers and bytes.
-            (
-                Traces,
-                in_span(r#""traceId":"abc""#),
-                "traceId: expected a hexadecimal string, found an odd number",
-            ),
+            (Traces, in_span(r#""traceId":"abc""#), "traceId: expected a hexadecimal string, found an odd number"),
             (Traces, in_span(r#""traceId":"zz""#), "no hexadecimal digit"),
-            (
-                Traces,
-                in_span(r#""spanId":"0x00""#),
-                "no hexadecimal digit",
-            ),
-            (
-                Traces,
-                in_span(r#""spanId":" 00 ""#),
-                "no hexadecimal digit",
-            ),
-            (
-                Traces,
-                in_span(r#""parentSpanId":"é""#),
-                "no hexadecimal digit",
-            ),
-            (
-                Traces,
-                in_span(r#""traceId":"W47/95gDgQPSabYzgT/GDA==""#),
-                "no hexadecimal digit",
-            ),
-            (
-                Traces,
-                in_span(r#""traceId":[1,2]"#),
-                "traceId: expected a hexadecimal string, found an array",
-            ),
+            (Traces, in_span(r#""spanId":"0x00""#), "no hexadecimal digit"),
+            (Traces, in_span(r#""spanId":" 00 ""#), "no hexadecimal digit"),
+            (Traces, in_span(r#""parentSpanId":"é""#), "no hexadecimal digit"),
+            (Traces, in_span(r#""traceId":"W47/95gDgQPSabYzgT/GDA==""#), "no hexadecimal digit"),
+            (Traces, in_span(r#""traceId":[1,2]"#), "traceId: expected a hexadecimal string, found an array"),
             (Traces, in_span(r#""links":[{"spanId":"abc"}]"#), "spanId"),
-            (
-                Logs,
-                r#"{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"traceId":"q1"}]}]}]}"#.into(),
-                "traceId",
-            ),
-            (
-                Metrics,
-                in_number(r#""exemplars":[{"spanId":"0"}]"#),
-                "spanId",
-            ),
+            (Logs, r#"{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"traceId":"q1"}]}]}]}"#.into(), "traceId"),
+            (Metrics, in_number(r#""exemplars":[{"spanId":"0"}]"#), "spanId"),
             (Profiles, in_profile(r#""profileId":"AQI=""#), "profileId"),
-            (
-                Profiles,
-                r#"{"dictionary":{"linkTable":[{"traceId":"AQI="}]}}"#.into(),
-                "traceId",
-            ),
-            (
-                Profiles,
-                in_profile(r#""originalPayload":[1]"#),
-                "originalPayload: expected a base64 string",
-            ),
+            (Profiles, r#"{"dictionary":{"linkTable":[{"traceId":"AQI="}]}}"#.into(), "traceId"),
+            (Profiles, in_profile(r#""originalPayload":[1]"#), "originalPayload: expected a base64 string"),
             (Logs, in_body(r#"{"bytesValue":"a"}"#), "no base64"),
             (Logs, in_body(r#"{"bytesValue":"ab c"}"#), "no base64"),
             (Logs, in_body(r#"{"bytesValue":"+_8="}"#), "no base64"),
             // Enums.
-            (
-                Traces,
-                in_span(r#""kind":"SPAN_KIND_SERVER""#),
-                "kind: expected an integer enum value, found a string",
-            ),
-            (
-                Traces,
-                in_span(r#""kind":"2""#),
-                "kind: expected an integer enum value, found a string",
-            ),
+            (Traces, in_span(r#""kind":"SPAN_KIND_SERVER""#), "kind: expected an integer enum value, found a string"),
+            (Traces, in_span(r#""kind":"2""#), "kind: expected an integer enum value, found a string"),
             (Traces, in_span(r#""kind":2147483648"#), "out of range"),
             (Traces, in_span(r#""kind":2.5"#), "fraction"),
-            (
-                Traces,
-                in_span(r#""status":{"code":"STATUS_CODE_OK"}"#),
-                "code: expected an integer enum value",
-            ),
+            (Traces, in_span(r#""status":{"code":"STATUS_CODE_OK"}"#), "code: expected an integer enum value"),
             (
                 Metrics,
                 in_metric(r#""sum":{"aggregationTemporality":"AGGREGATION_TEMPORALITY_DELTA"}"#),
                 "aggregationTemporality",
             ),
             // Integers.
-            (
-                Logs,
-                in_body(r#"{"intValue":9223372036854775808}"#),
-                "out of range",
-            ),
-            (
-                Logs,
-                in_body(r#"{"intValue":-9223372036854775809}"#),
-                "out of range",
-            ),
-            (
-                Logs,
-                in_body(r#"{"intValue":"9223372036854775808"}"#),
-                "out of range",
-            ),
-            (
-                Logs,
-                in_body(r#"{"intValue":"99999999999999999999999"}"#),
-                "no integer in range",
-            ),
+            (Logs, in_body(r#"{"intValue":9223372036854775808}"#), "out of range"),
+            (Logs, in_body(r#"{"intValue":-9223372036854775809}"#), "out of range"),
+            (Logs, in_body(r#"{"intValue":"9223372036854775808"}"#), "out of range"),
+            (Logs, in_body(r#"{"intValue":"99999999999999999999999"}"#), "no integer in range"),
             (Logs, in_body(r#"{"intValue":1e30}"#), "out of range"),
             (Logs, in_body(r#"{"intValue":"1e19"}"#), "out of range"),
-            (
-                Logs,
-                in_body(r#"{"intValue":"1e99999999999999999999"}"#),
-                "no integer in range",
-            ),
+            (Logs, in_body(r#"{"intValue":"1e99999999999999999999"}"#), "no integer in range"),
             (Logs, in_body(r#"{"intValue":1.5}"#), "fraction"),
-            (
-                Logs,
-                in_body(r#"{"intValue":"1.5"}"#),
-                "no integer in range",
-            ),
-            (
-                Logs,
-                in_body(r#"{"intValue":"15e-1"}"#),
-                "no integer in range",
-            ),
+            (Logs, in_body(r#"{"intValue":"1.5"}"#), "no integer in range"),
+            (Logs, in_body(r#"{"intValue":"15e-1"}"#), "no integer in range"),
             (Logs, in_body(r#"{"intValue":""}"#), "no integer"),
             (Logs, in_body(r#"{"intValue":" 1"}"#), "no integer"),
             (Logs, in_body(r#"{"intValue":"+1"}"#), "no integer"),
             (Logs, in_body(r#"{"intValue":"01"}"#), "no integer"),
             (Logs, in_body(r#"{"intValue":"0x1"}"#), "no integer"),
             (Logs, in_body(r#"{"intValue":"NaN"}"#), "no integer"),
-            (
-                Logs,
-                in_body(r#"{"intValue":true}"#),
-                "intValue: expected a signed 64-bit integer, found a boolean",
-            ),
+            (Logs, in_body(r#"{"intValue":true}"#), "intValue: expected a signed 64-bit integer, found a boolean"),
             (Traces, in_span(r#""startTimeUnixNano":-1"#), "out of range"),
-            (
-                Traces,
-                in_span(r#""startTimeUnixNano":"-1""#),
-                "out of range",
-            ),
-            (
-                Traces,
-                in_span(r#""startTimeUnixNano":18446744073709551616"#),
-                "out of range",
-            ),
-            (
-                Traces,
-                in_span(r#""startTimeUnixNano":"18446744073709551616""#),
-                "out of range",
-            ),
-            (
-                Traces,
-                in_span(r#""flags":4294967296"#),
-                "flags: expected an unsigned 32-bit integer",
-            ),
-            (
-                Traces,
-                in_span(r#""droppedAttributesCount":-1"#),
-                "out of range",
-            ),
-            (
-                Metrics,
-                in_exponential(r#""scale":2147483648"#),
-                "scale: expected a signed 32-bit integer",
-            ),
-            (
-                Metrics,
-                in_histogram(r#""bucketCounts":[1,null]"#),
-                "bucketCounts",
-            ),
-            (
-                Metrics,
-                in_histogram(r#""bucketCounts":[1,-1]"#),
-                "bucketCounts",
-            ),
-            (
-                Metrics,
-                in_histogram(r#""bucketCounts":"1""#),
-                "bucketCounts: expected an array, found a string",
-            ),
-            (
-                Metrics,
-                in_histogram(r#""bucketCounts":1"#),
-                "bucketCounts: expected an array, found a number",
-            ),
-            (
-                Metrics,
-                in_histogram(r#""bucketCounts":[[1]]"#),
-                "found an array",
-            ),
+            (Traces, in_span(r#""startTimeUnixNano":"-1""#), "out of range"),
+            (Traces, in_span(r#""startTimeUnixNano":18446744073709551616"#), "out of range"),
+            (Traces, in_span(r#""startTimeUnixNano":"18446744073709551616""#), "out of range"),
+            (Traces, in_span(r#""flags":4294967296"#), "flags: expected an unsigned 32-bit integer"),
+            (Traces, in_span(r#""droppedAttributesCount":-1"#), "out of range"),
+            (Metrics, in_exponential(r#""scale":2147483648"#), "scale: expected a signed 32-bit integer"),
+            (Metrics, in_histogram(r#""bucketCounts":[1,null]"#), "bucketCounts"),
+            (Metrics, in_histogram(r#""bucketCounts":[1,-1]"#), "bucketCounts"),
+            (Metrics, in_histogram(r#""bucketCounts":"1""#), "bucketCounts: expected an array, found a string"),
+            (Metrics, in_histogram(r#""bucketCounts":1"#), "bucketCounts: expected an array, found a number"),
+            (Metrics, in_histogram(r#""bucketCounts":[[1]]"#), "found an array"),
             // Doubles.
-            (
-                Metrics,
-                in_histogram(r#""explicitBounds":1.5"#),
-                "explicitBounds: expected an array, found a number",
-            ),
-            (
-                Logs,
-                in_body(r#"{"doubleValue":1e400}"#),
-                "number out of range",
-            ),
-            (
-                Logs,
-                in_body(r#"{"doubleValue":"1e400"}"#),
-                "no number in range",
-            ),
+            (Metrics, in_histogram(r#""explicitBounds":1.5"#), "explicitBounds: expected an array, found a number"),
+            (Logs, in_body(r#"{"doubleValue":1e400}"#), "number out of range"),
+            (Logs, in_body(r#"{"doubleValue":"1e400"}"#), "no number in range"),
             (Logs, in_body(r#"{"doubleValue":"nan"}"#), "no number"),
             (Logs, in_body(r#"{"doubleValue":"inf"}"#), "no number"),
             (Logs, in_body(r#"{"doubleValue":"+Infinity"}"#), "no number"),
             (Logs, in_body(r#"{"doubleValue":"1."}"#), "no number"),
             (Logs, in_body(r#"{"doubleValue":""}"#), "no number"),
             (Logs, in_body(r#"{"doubleValue":NaN}"#), "expected value"),
-            (
-                Logs,
-                in_body(r#"{"doubleValue":true}"#),
-                "doubleValue: expected a number, found a boolean",
-            ),
+            (Logs, in_body(r#"{"doubleValue":true}"#), "doubleValue: expected a number, found a boolean"),
         ];
         for (signal, json, expected) in rows {
             let error = run(signal, &json).expect_err(&json);
             assert!(error.to_string().contains(expected), "{json}: {error}");
-            assert!(
-                matches!(error, JsonError::Invalid { line: 1.., .. }),
-                "{json}: {error:?}"
-            );
+            assert!(matches!(error, JsonError::Invalid { line: 1.., .. }), "{json}: {error:?}");
         }
     }
 
@@ -1525,36 +1080,15 @@ mod tests {
             assert!(!error.to_string().contains("hunter2"), "{error}");
         }
         let error = run(Traces, "{\n  \"resourceSpans\": 7\n}").unwrap_err();
-        assert!(
-            matches!(
-                error,
-                JsonError::Invalid {
-                    line: 2,
-                    column: 20,
-                    ..
-                }
-            ),
-            "{error:?}"
-        );
+        assert!(matches!(error, JsonError::Invalid { line: 2, column: 20, .. }), "{error:?}");
     }
 
     #[test]
     fn invalid_utf8_is_refused_wherever_it_stands() {
-        for prefix in [
-            "",
-            r#"{"a":""#,
-            r#"{""#,
-            r#"{"resourceSpans":[{"schemaUrl":""#,
-        ] {
+        for prefix in ["", r#"{"a":""#, r#"{""#, r#"{"resourceSpans":[{"schemaUrl":""#] {
             for bad in [&b"\xff"[..], b"\xc3", b"\xed\xa0\x80", b"\xf5\x80\x80\x80"] {
                 let json = [prefix.as_bytes(), bad, b"\":1}"].concat();
-                assert_eq!(
-                    run(Traces, &json).unwrap_err(),
-                    JsonError::NotUtf8 {
-                        offset: prefix.len()
-                    },
-                    "{json:?}"
-                );
+                assert_eq!(run(Traces, &json).unwrap_err(), JsonError::NotUtf8 { offset: prefix.len() }, "{json:?}");
             }
         }
     }
@@ -1581,10 +1115,7 @@ mod tests {
                     Err(_) => refused += 1,
                 }
             }
-            assert!(
-                accepted > 0 && refused > 0,
-                "{signal:?}: {accepted} accepted, {refused} refused"
-            );
+            assert!(accepted > 0 && refused > 0, "{signal:?}: {accepted} accepted, {refused} refused");
         }
     }
 
@@ -1613,13 +1144,9 @@ mod tests {
         let mut depth = 0;
         while let Some(body) = value {
             depth += 1;
-            value = last_field(body, 5)
-                .and_then(|array| last_field(array, 1))
-                .or_else(|| {
-                    last_field(body, 6)
-                        .and_then(|list| last_field(list, 1))
-                        .and_then(|pair| last_field(pair, 2))
-                });
+            value = last_field(body, 5).and_then(|array| last_field(array, 1)).or_else(|| {
+                last_field(body, 6).and_then(|list| last_field(list, 1)).and_then(|pair| last_field(pair, 2))
+            });
         }
         (depth, outermost)
     }
@@ -1633,9 +1160,7 @@ mod tests {
                 let mut json = String::new();
                 (1..depth).for_each(|level| json.push_str(levels[level as usize % 2].0));
                 json.push_str(r#"{"stringValue":"leaf"}"#);
-                (1..depth)
-                    .rev()
-                    .for_each(|level| json.push_str(levels[level as usize % 2].1));
+                (1..depth).rev().for_each(|level| json.push_str(levels[level as usize % 2].1));
                 let json = format!(
                     r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{{"severityText":"before"}},{{"body":{json}}}]}}]}}]}}"#
                 );
@@ -1646,20 +1171,8 @@ mod tests {
                 let verdict = model::value::Value::parse(outermost).map(|_| ());
                 let too_deep = ItemError::Reject(RejectReason::ValueTooDeep);
                 let containers = depth as usize - 1;
-                assert_eq!(
-                    verdict,
-                    if containers > VALUE_DEPTH_MAX {
-                        Err(too_deep)
-                    } else {
-                        Ok(())
-                    },
-                    "depth {depth}"
-                );
-                assert_eq!(
-                    warnings.cut_values > 0,
-                    depth >= MAX_JSON_VALUE_DEPTH,
-                    "depth {depth}"
-                );
+                assert_eq!(verdict, if containers > VALUE_DEPTH_MAX { Err(too_deep) } else { Ok(()) }, "depth {depth}");
+                assert_eq!(warnings.cut_values > 0, depth >= MAX_JSON_VALUE_DEPTH, "depth {depth}");
             }
         }
     }
@@ -1675,19 +1188,9 @@ mod tests {
                 in_span(&format!(r#""unknown":{deep},"name":"kept""#)),
                 in_body(&format!(r#"{{"unknownValue":{deep}}}"#)),
             ] {
-                let signal = if json.contains("logRecords") {
-                    Logs
-                } else {
-                    Traces
-                };
+                let signal = if json.contains("logRecords") { Logs } else { Traces };
                 let (_, warnings) = run(signal, &json).unwrap();
-                assert_eq!(
-                    warnings,
-                    Warnings {
-                        unknown_fields: 1,
-                        cut_values: 0
-                    }
-                );
+                assert_eq!(warnings, Warnings { unknown_fields: 1, cut_values: 0 });
                 // One bracket too few is still an error, not a crash.
                 run(signal, &json[..json.len() - 1]).unwrap_err();
             }
@@ -1701,24 +1204,11 @@ mod tests {
         let rows = [
             (in_span(r#""name":"x""#), 0),
             (in_span(r#""trace_id":"00","start_time_unix_nano":1"#), 2),
-            (
-                in_span(r#""attributes":[{"key":"a","x":1,"value":{"y":2}}]"#),
-                2,
-            ),
-            (
-                r#"{"resource_spans":[{"scopeSpans":"whatever"}]}"#.to_owned(),
-                1,
-            ),
+            (in_span(r#""attributes":[{"key":"a","x":1,"value":{"y":2}}]"#), 2),
+            (r#"{"resource_spans":[{"scopeSpans":"whatever"}]}"#.to_owned(), 1),
         ];
         for (json, unknown_fields) in rows {
-            assert_eq!(
-                run(Traces, &json).unwrap().1,
-                Warnings {
-                    unknown_fields,
-                    cut_values: 0
-                },
-                "{json}"
-            );
+            assert_eq!(run(Traces, &json).unwrap().1, Warnings { unknown_fields, cut_values: 0 }, "{json}");
         }
     }
 
@@ -1727,20 +1217,14 @@ mod tests {
         let zeros = vec!["0"; 10_000].join(",");
         let json = in_histogram(&format!(r#""bucketCounts":[{zeros}]"#));
         let (body, _) = run(Metrics, &json).unwrap();
-        assert!(
-            body.len() > (MAX_EXPANSION - 1) * json.len()
-                && body.len() <= MAX_EXPANSION * json.len()
-        );
+        assert!(body.len() > (MAX_EXPANSION - 1) * json.len() && body.len() <= MAX_EXPANSION * json.len());
     }
 
     #[test]
     fn lengths_around_every_varint_boundary_are_right() {
-        for length in [
-            0, 1, 100, 120, 126, 127, 128, 129, 16_383, 16_384, 2_097_152,
-        ] {
+        for length in [0, 1, 100, 120, 126, 127, 128, 129, 16_383, 16_384, 2_097_152] {
             let name = "n".repeat(length);
-            let request: ExportTraceServiceRequest =
-                decode(Traces, &in_span(&format!(r#""name":"{name}","kind":1"#)));
+            let request: ExportTraceServiceRequest = decode(Traces, &in_span(&format!(r#""name":"{name}","kind":1"#)));
             let span = &request.resource_spans[0].scope_spans[0].spans[0];
             assert_eq!((span.name.len(), span.kind), (length, 1));
         }
@@ -1759,13 +1243,10 @@ mod tests {
             assert_eq!(decode::<M>(signal, json), expected);
         }
         let Some(folder) = std::env::var_os("GODSEYE_OTLP_EXAMPLES") else {
-            eprintln!(
-                "not run: GODSEYE_OTLP_EXAMPLES does not name a folder with the specification's examples"
-            );
+            eprintln!("not run: GODSEYE_OTLP_EXAMPLES does not name a folder with the specification's examples");
             return;
         };
-        let read =
-            |name: &str| std::fs::read_to_string(std::path::Path::new(&folder).join(name)).unwrap();
+        let read = |name: &str| std::fs::read_to_string(std::path::Path::new(&folder).join(name)).unwrap();
         check::<ExportTraceServiceRequest>(Traces, &read("trace.json"));
         check::<ExportMetricsServiceRequest>(Metrics, &read("metrics.json"));
         check::<ExportLogsServiceRequest>(Logs, &read("logs.json"));

@@ -319,9 +319,8 @@ impl DecodeThread {
         let gathered = tenants.entry(tenant.clone()).or_default();
         // A panic in the decoder is a defect, but one request must not take the process along, nor
         // its neighbours' data: what was gathered with it is refused retryably, so it comes again.
-        let decoded = catch_unwind(AssertUnwindSafe(|| {
-            gathered.decoder.decode(signal, &body, &tenant, now, &mut self.series)
-        }));
+        let decoded =
+            catch_unwind(AssertUnwindSafe(|| gathered.decoder.decode(signal, &body, &tenant, now, &mut self.series)));
         match decoded {
             Ok(Ok(delta)) => {
                 self.metrics.count(signal, &delta);

@@ -75,7 +75,11 @@ impl SeriesLimiter {
 
     /// Registers the gauge `godseye_ingest_active_series`.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("godseye_ingest_active_series", "Metric series seen within the last hour", self.active.clone());
+        registry.register(
+            "godseye_ingest_active_series",
+            "Metric series seen within the last hour",
+            self.active.clone(),
+        );
     }
 }
 

@@ -3,10 +3,7 @@
 //! Every body is first a protobuf message with one good item whose `service.name` is the row's id, so that what
 //! was stored can be told apart afterwards; the case then changes the item, the JSON text or the bytes. Not here:
 //! compression and headers (the runner), and expectations (the table).
-#![allow(
-    unreachable_pub,
-    reason = "a module of a test binary has no public interface"
-)]
+#![allow(unreachable_pub, reason = "a module of a test binary has no public interface")]
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,19 +12,17 @@ use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequ
 use opentelemetry_proto::tonic::collector::profiles::v1development::ExportProfilesServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
-use opentelemetry_proto::tonic::common::v1::{
-    AnyValue, ArrayValue, InstrumentationScope, KeyValue, KeyValueList,
-};
+use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, InstrumentationScope, KeyValue, KeyValueList};
 use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use opentelemetry_proto::tonic::metrics::v1::exponential_histogram_data_point::Buckets;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::{
-    ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Histogram, HistogramDataPoint,
-    Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, number_data_point,
+    ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint,
+    ResourceMetrics, ScopeMetrics, Sum, number_data_point,
 };
 use opentelemetry_proto::tonic::profiles::v1development::{
-    Function, Line, Location, Mapping, Profile, ProfilesDictionary, ResourceProfiles, Sample,
-    ScopeProfiles, Stack, ValueType,
+    Function, Line, Location, Mapping, Profile, ProfilesDictionary, ResourceProfiles, Sample, ScopeProfiles, Stack,
+    ValueType,
 };
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
@@ -45,9 +40,7 @@ const BOMB_BYTES: usize = 64 << 20;
 /// More than the test server takes, sent plainly.
 const OVER_LIMIT_BYTES: usize = 5 << 20;
 
-const TRACE_ID: [u8; 16] = [
-    0x5b, 0x8e, 0xff, 0xf7, 0x98, 3, 0x81, 3, 0xd2, 0x69, 0xb6, 0x33, 0x81, 0x3f, 0xc6, 0x0c,
-];
+const TRACE_ID: [u8; 16] = [0x5b, 0x8e, 0xff, 0xf7, 0x98, 3, 0x81, 3, 0xd2, 0x69, 0xb6, 0x33, 0x81, 0x3f, 0xc6, 0x0c];
 const SPAN_ID: [u8; 8] = [0xee, 0xe1, 0x9b, 0x7e, 0xc3, 0xc1, 0xb1, 0x74];
 
 /// A request of one of the four services.
@@ -61,37 +54,23 @@ pub enum Export {
 
 /// Nanoseconds since 1970: stored times are recent, or retention would take the rows away during the test.
 fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_nanos() as u64)
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
 fn text(text: &str) -> AnyValue {
-    AnyValue {
-        value: Some(Any::StringValue(text.to_owned())),
-    }
+    AnyValue { value: Some(Any::StringValue(text.to_owned())) }
 }
 
 fn attribute(key: &str, value: AnyValue) -> KeyValue {
-    KeyValue {
-        key: key.to_owned(),
-        value: Some(value),
-        key_strindex: 0,
-    }
+    KeyValue { key: key.to_owned(), value: Some(value), key_strindex: 0 }
 }
 
 fn resource(service: &str) -> Option<Resource> {
-    Some(Resource {
-        attributes: vec![attribute("service.name", text(service))],
-        ..Resource::default()
-    })
+    Some(Resource { attributes: vec![attribute("service.name", text(service))], ..Resource::default() })
 }
 
 fn scope() -> Option<InstrumentationScope> {
-    Some(InstrumentationScope {
-        name: "conformance".into(),
-        ..InstrumentationScope::default()
-    })
+    Some(InstrumentationScope { name: "conformance".into(), ..InstrumentationScope::default() })
 }
 
 fn span() -> Span {
@@ -131,18 +110,11 @@ fn number_point(value: number_data_point::Value) -> NumberDataPoint {
 }
 
 fn metric(data: Data) -> Metric {
-    Metric {
-        name: "cart.size".into(),
-        unit: "1".into(),
-        data: Some(data),
-        ..Metric::default()
-    }
+    Metric { name: "cart.size".into(), unit: "1".into(), data: Some(data), ..Metric::default() }
 }
 
 fn gauge(points: Vec<NumberDataPoint>) -> Metric {
-    metric(Data::Gauge(Gauge {
-        data_points: points,
-    }))
+    metric(Data::Gauge(Gauge { data_points: points }))
 }
 
 fn histogram(change: impl FnOnce(&mut HistogramDataPoint)) -> Metric {
@@ -155,10 +127,7 @@ fn histogram(change: impl FnOnce(&mut HistogramDataPoint)) -> Metric {
         ..HistogramDataPoint::default()
     };
     change(&mut point);
-    metric(Data::Histogram(Histogram {
-        data_points: vec![point],
-        aggregation_temporality: 2,
-    }))
+    metric(Data::Histogram(Histogram { data_points: vec![point], aggregation_temporality: 2 }))
 }
 
 fn exponential(scale: i32) -> Metric {
@@ -167,35 +136,19 @@ fn exponential(scale: i32) -> Metric {
         count: 3,
         scale,
         zero_count: 1,
-        positive: Some(Buckets {
-            offset: -1,
-            bucket_counts: vec![1, 1],
-        }),
+        positive: Some(Buckets { offset: -1, bucket_counts: vec![1, 1] }),
         ..ExponentialHistogramDataPoint::default()
     };
-    metric(Data::ExponentialHistogram(ExponentialHistogram {
-        data_points: vec![point],
-        aggregation_temporality: 1,
-    }))
+    metric(Data::ExponentialHistogram(ExponentialHistogram { data_points: vec![point], aggregation_temporality: 1 }))
 }
 
 fn profile() -> Profile {
     Profile {
-        sample_type: Some(ValueType {
-            type_strindex: 1,
-            unit_strindex: 2,
-        }),
-        samples: vec![Sample {
-            stack_index: 1,
-            values: vec![10],
-            ..Sample::default()
-        }],
+        sample_type: Some(ValueType { type_strindex: 1, unit_strindex: 2 }),
+        samples: vec![Sample { stack_index: 1, values: vec![10], ..Sample::default() }],
         time_unix_nano: now(),
         duration_nano: 1_000_000_000,
-        period_type: Some(ValueType {
-            type_strindex: 1,
-            unit_strindex: 2,
-        }),
+        period_type: Some(ValueType { type_strindex: 1, unit_strindex: 2 }),
         period: 10_000_000,
         profile_id: TRACE_ID.to_vec(),
         ..Profile::default()
@@ -207,34 +160,14 @@ fn dictionary() -> ProfilesDictionary {
         mapping_table: vec![Mapping::default()],
         location_table: vec![
             Location::default(),
-            Location {
-                lines: vec![Line {
-                    function_index: 1,
-                    line: 7,
-                    column: 0,
-                }],
-                ..Location::default()
-            },
+            Location { lines: vec![Line { function_index: 1, line: 7, column: 0 }], ..Location::default() },
         ],
-        function_table: vec![
-            Function::default(),
-            Function {
-                name_strindex: 3,
-                ..Function::default()
-            },
-        ],
+        function_table: vec![Function::default(), Function { name_strindex: 3, ..Function::default() }],
         // Left empty where nothing refers to it: the reference serialiser writes link ids as number arrays.
         link_table: Vec::new(),
-        string_table: ["", "cpu", "nanoseconds", "main"]
-            .map(str::to_owned)
-            .to_vec(),
+        string_table: ["", "cpu", "nanoseconds", "main"].map(str::to_owned).to_vec(),
         attribute_table: vec![Default::default()],
-        stack_table: vec![
-            Stack::default(),
-            Stack {
-                location_indices: vec![1],
-            },
-        ],
+        stack_table: vec![Stack::default(), Stack { location_indices: vec![1] }],
     }
 }
 
@@ -246,60 +179,31 @@ impl Export {
         let schema_url = String::new();
         match signal {
             Signal::Traces => {
-                let scope_spans = vec![ScopeSpans {
-                    scope,
-                    spans: vec![span(); count],
-                    schema_url: String::new(),
-                }];
+                let scope_spans = vec![ScopeSpans { scope, spans: vec![span(); count], schema_url: String::new() }];
                 Self::Traces(ExportTraceServiceRequest {
-                    resource_spans: vec![ResourceSpans {
-                        resource,
-                        scope_spans,
-                        schema_url,
-                    }],
+                    resource_spans: vec![ResourceSpans { resource, scope_spans, schema_url }],
                 })
             }
             Signal::Metrics => {
                 let points = vec![number_point(number_data_point::Value::AsInt(3)); count];
-                let scope_metrics = vec![ScopeMetrics {
-                    scope,
-                    metrics: vec![gauge(points)],
-                    schema_url: String::new(),
-                }];
+                let scope_metrics =
+                    vec![ScopeMetrics { scope, metrics: vec![gauge(points)], schema_url: String::new() }];
                 Self::Metrics(ExportMetricsServiceRequest {
-                    resource_metrics: vec![ResourceMetrics {
-                        resource,
-                        scope_metrics,
-                        schema_url,
-                    }],
+                    resource_metrics: vec![ResourceMetrics { resource, scope_metrics, schema_url }],
                 })
             }
             Signal::Logs => {
-                let scope_logs = vec![ScopeLogs {
-                    scope,
-                    log_records: vec![log_record(); count],
-                    schema_url: String::new(),
-                }];
+                let scope_logs =
+                    vec![ScopeLogs { scope, log_records: vec![log_record(); count], schema_url: String::new() }];
                 Self::Logs(ExportLogsServiceRequest {
-                    resource_logs: vec![ResourceLogs {
-                        resource,
-                        scope_logs,
-                        schema_url,
-                    }],
+                    resource_logs: vec![ResourceLogs { resource, scope_logs, schema_url }],
                 })
             }
             Signal::Profiles => {
-                let scope_profiles = vec![ScopeProfiles {
-                    scope,
-                    profiles: vec![profile(); count],
-                    schema_url: String::new(),
-                }];
+                let scope_profiles =
+                    vec![ScopeProfiles { scope, profiles: vec![profile(); count], schema_url: String::new() }];
                 Self::Profiles(ExportProfilesServiceRequest {
-                    resource_profiles: vec![ResourceProfiles {
-                        resource,
-                        scope_profiles,
-                        schema_url,
-                    }],
+                    resource_profiles: vec![ResourceProfiles { resource, scope_profiles, schema_url }],
                     dictionary: Some(dictionary()),
                 })
             }
@@ -436,8 +340,7 @@ fn item(tree: &mut Value, signal: Signal) -> &mut Value {
         Signal::Logs => "/resourceLogs/0/scopeLogs/0/logRecords/0",
         Signal::Profiles => "/resourceProfiles/0/scopeProfiles/0/profiles/0",
     };
-    tree.pointer_mut(path)
-        .unwrap_or_else(|| panic!("a {signal:?} request has {path}"))
+    tree.pointer_mut(path).unwrap_or_else(|| panic!("a {signal:?} request has {path}"))
 }
 
 /// `tag, length, bytes` of a length-delimited field.
@@ -468,9 +371,7 @@ fn deep_protobuf(depth: usize) -> Vec<u8> {
 
 /// The same as JSON text.
 fn deep_json(depth: usize) -> String {
-    r#"{"arrayValue":{"values":["#.repeat(depth)
-        + r#"{"stringValue":"leaf"}"#
-        + &"]}}".repeat(depth)
+    r#"{"arrayValue":{"values":["#.repeat(depth) + r#"{"stringValue":"leaf"}"# + &"]}}".repeat(depth)
 }
 
 /// A good request whose first item has one attribute more: `depth` arrays around a string.
@@ -479,12 +380,7 @@ fn deep(signal: Signal, encoding: Encoding, service: &str, depth: usize) -> Vec<
     if encoding == Encoding::Json {
         good.attributes().push(attribute("deep", text(PLACEHOLDER)));
         let text = good.json().to_string();
-        return text
-            .replace(
-                &format!(r#"{{"stringValue":"{PLACEHOLDER}"}}"#),
-                &deep_json(depth),
-            )
-            .into_bytes();
+        return text.replace(&format!(r#"{{"stringValue":"{PLACEHOLDER}"}}"#), &deep_json(depth)).into_bytes();
     }
     // Protobuf messages are concatenations of their fields, so each level is its struct's bytes and one field more.
     let pair = [field(1, b"deep"), field(2, &deep_protobuf(depth))].concat();
@@ -492,40 +388,20 @@ fn deep(signal: Signal, encoding: Encoding, service: &str, depth: usize) -> Vec<
         Export::Traces(request) => {
             let mut spans = request.resource_spans.remove(0);
             let span = spans.scope_spans.remove(0).spans.remove(0).encode_to_vec();
-            (
-                spans.encode_to_vec(),
-                field(2, &[span, field(9, &pair)].concat()),
-            )
+            (spans.encode_to_vec(), field(2, &[span, field(9, &pair)].concat()))
         }
         Export::Logs(request) => {
             let mut logs = request.resource_logs.remove(0);
-            let record = logs
-                .scope_logs
-                .remove(0)
-                .log_records
-                .remove(0)
-                .encode_to_vec();
-            (
-                logs.encode_to_vec(),
-                field(2, &[record, field(6, &pair)].concat()),
-            )
+            let record = logs.scope_logs.remove(0).log_records.remove(0).encode_to_vec();
+            (logs.encode_to_vec(), field(2, &[record, field(6, &pair)].concat()))
         }
         Export::Metrics(request) => {
             let mut metrics = request.resource_metrics.remove(0);
             let metric = metrics.scope_metrics.remove(0).metrics.remove(0);
-            let Some(Data::Gauge(gauge)) = &metric.data else {
-                panic!("a good metric is a gauge")
-            };
+            let Some(Data::Gauge(gauge)) = &metric.data else { panic!("a good metric is a gauge") };
             let point = [gauge.data_points[0].encode_to_vec(), field(7, &pair)].concat();
-            let head = Metric {
-                data: None,
-                ..metric.clone()
-            }
-            .encode_to_vec();
-            (
-                metrics.encode_to_vec(),
-                field(2, &[head, field(5, &field(1, &point))].concat()),
-            )
+            let head = Metric { data: None, ..metric.clone() }.encode_to_vec();
+            (metrics.encode_to_vec(), field(2, &[head, field(5, &field(1, &point))].concat()))
         }
         Export::Profiles(_) => panic!("the attributes of a profile are in its dictionary"),
     };
@@ -545,38 +421,26 @@ pub fn build(name: &str, signal: Signal, encoding: Encoding, service: &str) -> O
             Export::Traces(request) => {
                 request.resource_spans = vec![
                     ResourceSpans::default(),
-                    ResourceSpans {
-                        scope_spans: vec![ScopeSpans::default()],
-                        ..ResourceSpans::default()
-                    },
+                    ResourceSpans { scope_spans: vec![ScopeSpans::default()], ..ResourceSpans::default() },
                 ];
             }
             Export::Metrics(request) => {
                 request.resource_metrics = vec![
                     ResourceMetrics::default(),
-                    ResourceMetrics {
-                        scope_metrics: vec![ScopeMetrics::default()],
-                        ..ResourceMetrics::default()
-                    },
+                    ResourceMetrics { scope_metrics: vec![ScopeMetrics::default()], ..ResourceMetrics::default() },
                 ];
             }
             Export::Logs(request) => {
                 request.resource_logs = vec![
                     ResourceLogs::default(),
-                    ResourceLogs {
-                        scope_logs: vec![ScopeLogs::default()],
-                        ..ResourceLogs::default()
-                    },
+                    ResourceLogs { scope_logs: vec![ScopeLogs::default()], ..ResourceLogs::default() },
                 ];
             }
             Export::Profiles(request) => {
                 request.dictionary = None;
                 request.resource_profiles = vec![
                     ResourceProfiles::default(),
-                    ResourceProfiles {
-                        scope_profiles: vec![ScopeProfiles::default()],
-                        ..ResourceProfiles::default()
-                    },
+                    ResourceProfiles { scope_profiles: vec![ScopeProfiles::default()], ..ResourceProfiles::default() },
                 ];
             }
         },
@@ -594,9 +458,7 @@ pub fn build(name: &str, signal: Signal, encoding: Encoding, service: &str) -> O
             good.ids().0.clear();
             good.ids().1.clear();
         }
-        ("hex_upper_case" | "hex_odd" | "hex_not" | "id_base64", Signal::Traces | Signal::Logs)
-            if json_only =>
-        {
+        ("hex_upper_case" | "hex_odd" | "hex_not" | "id_base64", Signal::Traces | Signal::Logs) if json_only => {
             let mut tree = good.json();
             item(&mut tree, signal)["traceId"] = json!(match name {
                 "hex_upper_case" => "5B8EFFF798038103D269B633813FC60C",
@@ -612,9 +474,7 @@ pub fn build(name: &str, signal: Signal, encoding: Encoding, service: &str) -> O
             let mut tree = good.json();
             match signal {
                 Signal::Traces => item(&mut tree, signal)["kind"] = json!("SPAN_KIND_SERVER"),
-                Signal::Logs => {
-                    item(&mut tree, signal)["severityNumber"] = json!("SEVERITY_NUMBER_INFO")
-                }
+                Signal::Logs => item(&mut tree, signal)["severityNumber"] = json!("SEVERITY_NUMBER_INFO"),
                 _ => {
                     let metric = &mut tree["resourceMetrics"][0]["scopeMetrics"][0]["metrics"][0];
                     let points = metric["gauge"]["dataPoints"].take();
@@ -630,16 +490,9 @@ pub fn build(name: &str, signal: Signal, encoding: Encoding, service: &str) -> O
         ("null_everywhere", _) if json_only => {
             let mut tree = good.json();
             let members = item(&mut tree, signal).as_object_mut()?;
-            for key in [
-                "attributes",
-                "events",
-                "links",
-                "exemplars",
-                "status",
-                "traceState",
-                "flags",
-                "attributeIndices",
-            ] {
+            for key in
+                ["attributes", "events", "links", "exemplars", "status", "traceState", "flags", "attributeIndices"]
+            {
                 members.insert(key.to_owned(), Value::Null);
             }
             tree["dictionaryOfTheFuture"] = Value::Null;
@@ -647,15 +500,8 @@ pub fn build(name: &str, signal: Signal, encoding: Encoding, service: &str) -> O
         }
         ("snake_case", _) if json_only => {
             let tree = good.json();
-            let (key, value) = tree
-                .as_object()?
-                .iter()
-                .find(|(key, _)| key.starts_with("resource"))?;
-            let snake = key
-                .replace('S', "_s")
-                .replace('M', "_m")
-                .replace('L', "_l")
-                .replace('P', "_p");
+            let (key, value) = tree.as_object()?.iter().find(|(key, _)| key.starts_with("resource"))?;
+            let snake = key.replace('S', "_s").replace('M', "_m").replace('L', "_l").replace('P', "_p");
             return Some(json!({ snake: value }).to_string().into_bytes());
         }
         ("unknown_field", _) if json_only => {
@@ -667,9 +513,7 @@ pub fn build(name: &str, signal: Signal, encoding: Encoding, service: &str) -> O
         ("unknown_field", _) => {
             // Field 999 as varint, 64-bit, length-delimited, group and 32-bit.
             let mut body = good.protobuf();
-            body.extend([
-                0xb8, 0x3e, 1, 0xb9, 0x3e, 1, 2, 3, 4, 5, 6, 7, 8, 0xba, 0x3e, 2, 9, 9,
-            ]);
+            body.extend([0xb8, 0x3e, 1, 0xb9, 0x3e, 1, 2, 3, 4, 5, 6, 7, 8, 0xba, 0x3e, 2, 9, 9]);
             body.extend([0xbb, 0x3e, 0x08, 1, 0xbc, 0x3e, 0xbd, 0x3e, 1, 2, 3, 4]);
             return Some(body);
         }
@@ -677,11 +521,7 @@ pub fn build(name: &str, signal: Signal, encoding: Encoding, service: &str) -> O
             let mut tree = good.json();
             item(&mut tree, signal)["aFieldOfTheFuture"] = json!(PLACEHOLDER);
             let deep = "[".repeat(1_000_000) + &"]".repeat(1_000_000);
-            return Some(
-                tree.to_string()
-                    .replace(&format!(r#""{PLACEHOLDER}""#), &deep)
-                    .into_bytes(),
-            );
+            return Some(tree.to_string().replace(&format!(r#""{PLACEHOLDER}""#), &deep).into_bytes());
         }
         ("double_words", Signal::Metrics) if json_only => {
             let mut tree = good.json();
@@ -692,23 +532,14 @@ pub fn build(name: &str, signal: Signal, encoding: Encoding, service: &str) -> O
                 point["asDouble"] = json!(word);
                 points.push(point);
             }
-            *tree.pointer_mut("/resourceMetrics/0/scopeMetrics/0/metrics/0/gauge/dataPoints")? =
-                json!(points);
+            *tree.pointer_mut("/resourceMetrics/0/scopeMetrics/0/metrics/0/gauge/dataPoints")? = json!(points);
             return Some(tree.to_string().into_bytes());
         }
         ("integers_any_style", _) if json_only => {
             let mut tree = good.json();
             let item = item(&mut tree, signal);
-            let time = if signal == Signal::Traces {
-                "startTimeUnixNano"
-            } else {
-                "timeUnixNano"
-            };
-            item[time] = json!(
-                item[time]
-                    .as_str()
-                    .map_or_else(|| item[time].as_u64(), |text| text.parse().ok())?
-            );
+            let time = if signal == Signal::Traces { "startTimeUnixNano" } else { "timeUnixNano" };
+            item[time] = json!(item[time].as_str().map_or_else(|| item[time].as_u64(), |text| text.parse().ok())?);
             match signal {
                 Signal::Traces => item["flags"] = json!("2.57e2"),
                 Signal::Metrics => item["asInt"] = json!(1e3),
@@ -742,9 +573,7 @@ pub fn build(name: &str, signal: Signal, encoding: Encoding, service: &str) -> O
         ("random_bytes", _) => {
             let mut state = 0x9E37_79B9_7F4A_7C15u64;
             let body = (0..512).map(|_| {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 (state >> 56) as u8
             });
             // Wire type 7 does not exist, so the first byte alone is wrong.
@@ -759,9 +588,7 @@ pub fn build(name: &str, signal: Signal, encoding: Encoding, service: &str) -> O
         ("invalid_utf8", _) => {
             *good.string() = PLACEHOLDER.to_owned();
             let mut body = good.encode(encoding);
-            let at = body
-                .windows(PLACEHOLDER.len())
-                .position(|window| window == PLACEHOLDER.as_bytes())?;
+            let at = body.windows(PLACEHOLDER.len()).position(|window| window == PLACEHOLDER.as_bytes())?;
             body[at..at + PLACEHOLDER.len()].fill(0xff);
             return Some(body);
         }
@@ -802,62 +629,32 @@ pub fn build(name: &str, signal: Signal, encoding: Encoding, service: &str) -> O
                 Any::IntValue(i64::MIN),
                 Any::DoubleValue(-0.5),
                 Any::BytesValue(vec![0, 255]),
-                Any::ArrayValue(ArrayValue {
-                    values: vec![
-                        text("a"),
-                        AnyValue {
-                            value: Some(Any::IntValue(1)),
-                        },
-                    ],
-                }),
-                Any::KvlistValue(KeyValueList {
-                    values: vec![attribute("k", text("v")), attribute("k", text("w"))],
-                }),
+                Any::ArrayValue(ArrayValue { values: vec![text("a"), AnyValue { value: Some(Any::IntValue(1)) }] }),
+                Any::KvlistValue(KeyValueList { values: vec![attribute("k", text("v")), attribute("k", text("w"))] }),
             ];
             let values = values.into_iter().map(Some).chain([None]).enumerate();
-            good.attributes().extend(
-                values.map(|(kind, value)| attribute(&format!("kind.{kind}"), AnyValue { value })),
-            );
+            good.attributes()
+                .extend(values.map(|(kind, value)| attribute(&format!("kind.{kind}"), AnyValue { value })));
         }
         ("duplicate_keys", Signal::Traces | Signal::Logs | Signal::Metrics) => {
-            good.attributes().extend([
-                attribute("twice", text("first")),
-                attribute("twice", text("second")),
-            ]);
+            good.attributes().extend([attribute("twice", text("first")), attribute("twice", text("second"))]);
         }
         ("empty_key", Signal::Traces | Signal::Logs | Signal::Metrics) => {
             good.attributes().push(attribute("", text("nameless")));
         }
         ("long_key", Signal::Traces | Signal::Logs | Signal::Metrics) => {
-            good.attributes()
-                .push(attribute(&"k".repeat(1025), text("v")));
+            good.attributes().push(attribute(&"k".repeat(1025), text("v")));
         }
         ("attribute_1mib", Signal::Traces | Signal::Logs) => {
-            good.attributes()
-                .push(attribute("large", text(&"x".repeat(1 << 20))));
+            good.attributes().push(attribute("large", text(&"x".repeat(1 << 20))));
         }
-        (
-            "attributes_1024" | "attributes_10000",
-            Signal::Traces | Signal::Logs | Signal::Metrics,
-        ) => {
-            let count = if name == "attributes_1024" {
-                1024
-            } else {
-                10_000
-            };
-            *good.attributes() = (0..count)
-                .map(|index| attribute(&format!("key.{index}"), text("v")))
-                .collect();
+        ("attributes_1024" | "attributes_10000", Signal::Traces | Signal::Logs | Signal::Metrics) => {
+            let count = if name == "attributes_1024" { 1024 } else { 10_000 };
+            *good.attributes() = (0..count).map(|index| attribute(&format!("key.{index}"), text("v"))).collect();
         }
         ("strindex", Signal::Traces | Signal::Logs | Signal::Metrics) => {
-            let value = AnyValue {
-                value: Some(Any::StringValueStrindex(3)),
-            };
-            good.attributes().push(KeyValue {
-                key: "by.index".into(),
-                value: Some(value),
-                key_strindex: 2,
-            });
+            let value = AnyValue { value: Some(Any::StringValueStrindex(3)) };
+            good.attributes().push(KeyValue { key: "by.index".into(), value: Some(value), key_strindex: 2 });
         }
 
         // Metrics.
@@ -874,17 +671,12 @@ pub fn build(name: &str, signal: Signal, encoding: Encoding, service: &str) -> O
         ("bounds_unsorted", Signal::Metrics) => {
             good.metrics()[0] = histogram(|point| point.explicit_bounds.reverse());
         }
-        ("count_mismatch", Signal::Metrics) => {
-            good.metrics()[0] = histogram(|point| point.count = 7)
-        }
+        ("count_mismatch", Signal::Metrics) => good.metrics()[0] = histogram(|point| point.count = 7),
         ("exponential_histogram", Signal::Metrics) => good.metrics()[0] = exponential(3),
         ("scale_out_of_range", Signal::Metrics) => good.metrics()[0] = exponential(1_000_000_000),
         ("sum_without_temporality", Signal::Metrics) => {
             let points = std::mem::take(good.points());
-            good.metrics()[0] = metric(Data::Sum(Sum {
-                data_points: points,
-                ..Sum::default()
-            }));
+            good.metrics()[0] = metric(Data::Sum(Sum { data_points: points, ..Sum::default() }));
         }
         ("histogram_without_temporality", Signal::Metrics) => {
             good.metrics()[0] = histogram(|_| {});
@@ -895,16 +687,8 @@ pub fn build(name: &str, signal: Signal, encoding: Encoding, service: &str) -> O
         }
         ("metric_without_name", Signal::Metrics) => good.metrics()[0].name.clear(),
         ("special_doubles", Signal::Metrics) if encoding == Encoding::Protobuf => {
-            let doubles = [
-                f64::NAN,
-                f64::INFINITY,
-                f64::NEG_INFINITY,
-                -0.0,
-                f64::MIN_POSITIVE / 2.0,
-            ];
-            *good.points() = doubles
-                .map(|double| number_point(number_data_point::Value::AsDouble(double)))
-                .to_vec();
+            let doubles = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.0, f64::MIN_POSITIVE / 2.0];
+            *good.points() = doubles.map(|double| number_point(number_data_point::Value::AsDouble(double))).to_vec();
         }
 
         // Profiles.

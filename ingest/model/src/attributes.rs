@@ -136,9 +136,8 @@ impl Kinds {
 }
 
 static FIELDS: LazyLock<Fields> = LazyLock::new(|| {
-    let list = |name: &str, item: DataType| {
-        Field::new(name, DataType::List(Arc::new(Field::new("item", item, false))), false)
-    };
+    let list =
+        |name: &str, item: DataType| Field::new(name, DataType::List(Arc::new(Field::new("item", item, false))), false);
     Fields::from(vec![
         Field::new("shape", DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Binary)), false),
         list("strings", DataType::Utf8),
@@ -417,9 +416,7 @@ impl<'a> AttributesView<'a> {
     pub fn locate(&self, key: &str) -> Vec<Option<(Kind, usize)>> {
         self.shapes
             .iter()
-            .map(|entries| {
-                entries.iter().rev().find(|entry| entry.key == key).map(|entry| (entry.kind, entry.slot))
-            })
+            .map(|entries| entries.iter().rev().find(|entry| entry.key == key).map(|entry| (entry.kind, entry.slot)))
             .collect()
     }
 
@@ -449,7 +446,12 @@ mod tests {
         let rows: Vec<Vec<(&str, Option<Value<'_>>)>> = vec![
             vec![("a", Some(Value::String("x"))), ("b", Some(Value::Int(1))), ("a", Some(Value::Int(2)))],
             vec![],
-            vec![("", None), ("e", Some(Value::Empty)), ("t", Some(Value::Bool(true))), ("d", Some(Value::Double(-0.0)))],
+            vec![
+                ("", None),
+                ("e", Some(Value::Empty)),
+                ("t", Some(Value::Bool(true))),
+                ("d", Some(Value::Double(-0.0))),
+            ],
             vec![("a", Some(Value::String("y"))), ("b", Some(Value::Int(3))), ("a", Some(Value::Int(4)))],
             vec![("r", Some(Value::Bytes(&[0, 255])))],
         ];
@@ -468,7 +470,8 @@ mod tests {
         let array = column.finish();
         let view = AttributesView::new(&array).unwrap();
         for (index, row) in rows.iter().enumerate() {
-            let found: Vec<_> = view.row(index).map(|(key, kind, value)| (key, (kind != Kind::Absent).then_some(value))).collect();
+            let found: Vec<_> =
+                view.row(index).map(|(key, kind, value)| (key, (kind != Kind::Absent).then_some(value))).collect();
             assert_eq!(&found, row);
         }
         assert_eq!(view.shape_of(0), view.shape_of(3));

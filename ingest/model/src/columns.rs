@@ -417,7 +417,11 @@ mod tests {
         let mut flags = BoolColumn::default();
         for row in 0..4_i64 {
             text.push((row != 1).then_some(b"ab".as_slice()));
-            if row == 2 { names.push_null() } else { names.push(format!("n{}", row % 2).as_bytes()) }
+            if row == 2 {
+                names.push_null()
+            } else {
+                names.push(format!("n{}", row % 2).as_bytes())
+            }
             ids.push((row != 0).then_some(&[row as u8; 2]));
             numbers.push_option((row != 1).then_some(row));
             flags.push((row != 1).then_some(true));

@@ -233,7 +233,10 @@ mod tests {
         let bytes = encode(ContextKind::Scope, &scope, "");
         let context = Context::parse(&bytes).unwrap();
         assert_eq!((context.scope_name(), context.scope_version()), ("lib", "1.0"));
-        assert_eq!(context.with_attribute("a", |value| value.to_text().map(|t| t.into_owned())), Some(Some("b".to_owned())));
+        assert_eq!(
+            context.with_attribute("a", |value| value.to_text().map(|t| t.into_owned())),
+            Some(Some("b".to_owned()))
+        );
         assert!(Context::parse(&encode(ContextKind::Scope, &[], "")).is_some());
         assert_eq!(Context::parse(&[9]), None);
     }

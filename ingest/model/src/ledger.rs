@@ -113,7 +113,9 @@ impl RejectReason {
             Self::CountMismatch => "count must be the sum of the bucket counts",
             Self::ScaleOutOfRange => "the exponential histogram's scale or bucket offset is out of range",
             Self::TooManyBuckets => "more than 16384 buckets or quantiles",
-            Self::SeriesLimit => "the tenant's limit of active metric series is reached; existing series are still stored",
+            Self::SeriesLimit => {
+                "the tenant's limit of active metric series is reached; existing series are still stored"
+            }
             Self::InvalidProfileReference => "the profile refers to an entry that its dictionary does not hold",
         }
     }

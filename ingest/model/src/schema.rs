@@ -83,10 +83,7 @@ pub fn exemplar_fields() -> Fields {
 /// The type of an exponential histogram's `positive` and `negative` buckets.
 #[must_use]
 pub fn bucket_fields() -> Fields {
-    Fields::from(vec![
-        required("offset", DataType::Int32),
-        required("bucket_counts", list_of(DataType::UInt64)),
-    ])
+    Fields::from(vec![required("offset", DataType::Int32), required("bucket_counts", list_of(DataType::UInt64))])
 }
 
 /// The item type of `quantile_values`.

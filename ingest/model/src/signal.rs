@@ -70,8 +70,7 @@ pub enum Table {
 
 impl Table {
     /// Every table, in the order of their numbers.
-    pub const ALL: [Self; 5] =
-        [Self::Spans, Self::Logs, Self::MetricPoints, Self::MetricHistograms, Self::Profiles];
+    pub const ALL: [Self; 5] = [Self::Spans, Self::Logs, Self::MetricPoints, Self::MetricHistograms, Self::Profiles];
 
     /// How many tables there are; arrays indexed by [`Table::index`] have this length.
     pub const COUNT: usize = Self::ALL.len();

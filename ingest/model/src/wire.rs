@@ -182,7 +182,10 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// Any [`WireError`] but `FieldType` and `Utf8`, which only a schema can see.
     #[inline]
-    #[expect(clippy::should_implement_trait, reason = "an iterator of results would hide the early return that callers want")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator of results would hide the early return that callers want"
+    )]
     pub fn next(&mut self) -> Result<Option<(u32, Field<'a>)>, WireError> {
         if self.rest.is_empty() {
             return Ok(None);

@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, ListArray, RecordBatch, StructArray};
 use arrow::array::builder::NullBufferBuilder;
+use arrow::array::{Array, ArrayRef, ListArray, RecordBatch, StructArray};
 use arrow::datatypes::{
     DataType, Field, Float64Type, Int32Type, Int64Type, TimestampNanosecondType, UInt32Type, UInt64Type,
 };

@@ -504,11 +504,7 @@ impl ProfileColumns {
             Arc::new(self.period.finish()),
             list(&mut self.frames.ends, DataType::Utf8, Arc::new(self.frames.text.finish_utf8())),
             list(&mut self.values_ends, DataType::Int64, Arc::new(self.values.finish())),
-            list(
-                &mut self.timestamps_ends,
-                time_type(),
-                Arc::new(self.timestamps.finish().with_timezone("UTC")),
-            ),
+            list(&mut self.timestamps_ends, time_type(), Arc::new(self.timestamps.finish().with_timezone("UTC"))),
             self.trace_id.finish(),
             self.span_id.finish(),
             self.attributes.finish(),

@@ -63,22 +63,13 @@ impl Kind {
 
     /// Whether proto3 packs a repeated field of this kind into one length-delimited block.
     pub(super) fn packs(self) -> bool {
-        !matches!(
-            self,
-            Self::String | Self::Bytes | Self::Hex | Self::Message(_)
-        )
+        !matches!(self, Self::String | Self::Bytes | Self::Hex | Self::Message(_))
     }
 
     /// The protobuf wire type of one unpacked element.
     pub(super) fn wire_type(self) -> u32 {
         match self {
-            Self::Bool
-            | Self::Int32
-            | Self::Sint32
-            | Self::Uint32
-            | Self::Uint64
-            | Self::Int64
-            | Self::Enum => 0,
+            Self::Bool | Self::Int32 | Self::Sint32 | Self::Uint32 | Self::Uint64 | Self::Int64 | Self::Enum => 0,
             Self::Fixed64 | Self::Sfixed64 | Self::Double => 1,
             Self::String | Self::Bytes | Self::Hex | Self::Message(_) => 2,
             Self::Fixed32 => 5,
@@ -126,33 +117,20 @@ pub(super) fn request(signal: Signal) -> &'static Message {
 }
 
 const fn one(name: &'static str, number: u32, kind: Kind) -> Field {
-    Field {
-        name,
-        number,
-        kind,
-        repeated: false,
-    }
+    Field { name, number, kind, repeated: false }
 }
 
 const fn many(name: &'static str, number: u32, kind: Kind) -> Field {
-    Field {
-        name,
-        number,
-        kind,
-        repeated: true,
-    }
+    Field { name, number, kind, repeated: true }
 }
 
 const fn message(fields: &'static [Field]) -> Message {
-    Message {
-        fields,
-        is_value: false,
-    }
+    Message { fields, is_value: false }
 }
 
 use Kind::{
-    Bool, Bytes, Double, Enum, Fixed32, Fixed64, Hex, Int32, Int64, Message as Msg, Sfixed64,
-    Sint32, String as Str, Uint32, Uint64,
+    Bool, Bytes, Double, Enum, Fixed32, Fixed64, Hex, Int32, Int64, Message as Msg, Sfixed64, Sint32, String as Str,
+    Uint32, Uint64,
 };
 
 // opentelemetry.proto.common.v1 and resource.v1
@@ -172,23 +150,16 @@ static ANY_VALUE: Message = Message {
 };
 static ARRAY_VALUE: Message = message(&[many("values", 1, Msg(&ANY_VALUE))]);
 static KEY_VALUE_LIST: Message = message(&[many("values", 1, Msg(&KEY_VALUE))]);
-static KEY_VALUE: Message = message(&[
-    one("key", 1, Str),
-    one("value", 2, Msg(&ANY_VALUE)),
-    one("keyStrindex", 3, Int32),
-]);
+static KEY_VALUE: Message =
+    message(&[one("key", 1, Str), one("value", 2, Msg(&ANY_VALUE)), one("keyStrindex", 3, Int32)]);
 static INSTRUMENTATION_SCOPE: Message = message(&[
     one("name", 1, Str),
     one("version", 2, Str),
     many("attributes", 3, Msg(&KEY_VALUE)),
     one("droppedAttributesCount", 4, Uint32),
 ]);
-static ENTITY_REF: Message = message(&[
-    one("schemaUrl", 1, Str),
-    one("type", 2, Str),
-    many("idKeys", 3, Str),
-    many("descriptionKeys", 4, Str),
-]);
+static ENTITY_REF: Message =
+    message(&[one("schemaUrl", 1, Str), one("type", 2, Str), many("idKeys", 3, Str), many("descriptionKeys", 4, Str)]);
 static RESOURCE: Message = message(&[
     many("attributes", 1, Msg(&KEY_VALUE)),
     one("droppedAttributesCount", 2, Uint32),
@@ -198,16 +169,10 @@ static RESOURCE: Message = message(&[
 // opentelemetry.proto.trace.v1
 
 static TRACES_REQUEST: Message = message(&[many("resourceSpans", 1, Msg(&RESOURCE_SPANS))]);
-static RESOURCE_SPANS: Message = message(&[
-    one("resource", 1, Msg(&RESOURCE)),
-    many("scopeSpans", 2, Msg(&SCOPE_SPANS)),
-    one("schemaUrl", 3, Str),
-]);
-static SCOPE_SPANS: Message = message(&[
-    one("scope", 1, Msg(&INSTRUMENTATION_SCOPE)),
-    many("spans", 2, Msg(&SPAN)),
-    one("schemaUrl", 3, Str),
-]);
+static RESOURCE_SPANS: Message =
+    message(&[one("resource", 1, Msg(&RESOURCE)), many("scopeSpans", 2, Msg(&SCOPE_SPANS)), one("schemaUrl", 3, Str)]);
+static SCOPE_SPANS: Message =
+    message(&[one("scope", 1, Msg(&INSTRUMENTATION_SCOPE)), many("spans", 2, Msg(&SPAN)), one("schemaUrl", 3, Str)]);
 static SPAN: Message = message(&[
     one("traceId", 1, Hex),
     one("spanId", 2, Hex),
@@ -272,14 +237,10 @@ static SUM: Message = message(&[
     one("aggregationTemporality", 2, Enum),
     one("isMonotonic", 3, Bool),
 ]);
-static HISTOGRAM: Message = message(&[
-    many("dataPoints", 1, Msg(&HISTOGRAM_DATA_POINT)),
-    one("aggregationTemporality", 2, Enum),
-]);
-static EXPONENTIAL_HISTOGRAM: Message = message(&[
-    many("dataPoints", 1, Msg(&EXPONENTIAL_HISTOGRAM_DATA_POINT)),
-    one("aggregationTemporality", 2, Enum),
-]);
+static HISTOGRAM: Message =
+    message(&[many("dataPoints", 1, Msg(&HISTOGRAM_DATA_POINT)), one("aggregationTemporality", 2, Enum)]);
+static EXPONENTIAL_HISTOGRAM: Message =
+    message(&[many("dataPoints", 1, Msg(&EXPONENTIAL_HISTOGRAM_DATA_POINT)), one("aggregationTemporality", 2, Enum)]);
 static SUMMARY: Message = message(&[many("dataPoints", 1, Msg(&SUMMARY_DATA_POINT))]);
 static NUMBER_DATA_POINT: Message = message(&[
     many("attributes", 7, Msg(&KEY_VALUE)),
@@ -342,11 +303,8 @@ static EXEMPLAR: Message = message(&[
 // opentelemetry.proto.logs.v1
 
 static LOGS_REQUEST: Message = message(&[many("resourceLogs", 1, Msg(&RESOURCE_LOGS))]);
-static RESOURCE_LOGS: Message = message(&[
-    one("resource", 1, Msg(&RESOURCE)),
-    many("scopeLogs", 2, Msg(&SCOPE_LOGS)),
-    one("schemaUrl", 3, Str),
-]);
+static RESOURCE_LOGS: Message =
+    message(&[one("resource", 1, Msg(&RESOURCE)), many("scopeLogs", 2, Msg(&SCOPE_LOGS)), one("schemaUrl", 3, Str)]);
 static SCOPE_LOGS: Message = message(&[
     one("scope", 1, Msg(&INSTRUMENTATION_SCOPE)),
     many("logRecords", 2, Msg(&LOG_RECORD)),
@@ -368,10 +326,8 @@ static LOG_RECORD: Message = message(&[
 
 // opentelemetry.proto.profiles.v1development
 
-static PROFILES_REQUEST: Message = message(&[
-    many("resourceProfiles", 1, Msg(&RESOURCE_PROFILES)),
-    one("dictionary", 2, Msg(&PROFILES_DICTIONARY)),
-]);
+static PROFILES_REQUEST: Message =
+    message(&[many("resourceProfiles", 1, Msg(&RESOURCE_PROFILES)), one("dictionary", 2, Msg(&PROFILES_DICTIONARY))]);
 static PROFILES_DICTIONARY: Message = message(&[
     many("mappingTable", 1, Msg(&MAPPING)),
     many("locationTable", 2, Msg(&LOCATION)),
@@ -408,8 +364,7 @@ static PROFILE: Message = message(&[
     many("attributeIndices", 11, Int32),
 ]);
 static PROFILE_LINK: Message = message(&[one("traceId", 1, Hex), one("spanId", 2, Hex)]);
-static VALUE_TYPE: Message =
-    message(&[one("typeStrindex", 1, Int32), one("unitStrindex", 2, Int32)]);
+static VALUE_TYPE: Message = message(&[one("typeStrindex", 1, Int32), one("unitStrindex", 2, Int32)]);
 static SAMPLE: Message = message(&[
     one("stackIndex", 1, Int32),
     many("attributeIndices", 2, Int32),
@@ -431,19 +386,12 @@ static LOCATION: Message = message(&[
     many("lines", 3, Msg(&LINE)),
     many("attributeIndices", 4, Int32),
 ]);
-static LINE: Message = message(&[
-    one("functionIndex", 1, Int32),
-    one("line", 2, Int64),
-    one("column", 3, Int64),
-]);
+static LINE: Message = message(&[one("functionIndex", 1, Int32), one("line", 2, Int64), one("column", 3, Int64)]);
 static FUNCTION: Message = message(&[
     one("nameStrindex", 1, Int32),
     one("systemNameStrindex", 2, Int32),
     one("filenameStrindex", 3, Int32),
     one("startLine", 4, Int64),
 ]);
-static KEY_VALUE_AND_UNIT: Message = message(&[
-    one("keyStrindex", 1, Int32),
-    one("value", 2, Msg(&ANY_VALUE)),
-    one("unitStrindex", 3, Int32),
-]);
+static KEY_VALUE_AND_UNIT: Message =
+    message(&[one("keyStrindex", 1, Int32), one("value", 2, Msg(&ANY_VALUE)), one("unitStrindex", 3, Int32)]);

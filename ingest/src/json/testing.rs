@@ -16,13 +16,13 @@ use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use opentelemetry_proto::tonic::metrics::v1::exponential_histogram_data_point::Buckets;
 use opentelemetry_proto::tonic::metrics::v1::summary_data_point::ValueAtQuantile;
 use opentelemetry_proto::tonic::metrics::v1::{
-    Exemplar, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Histogram,
-    HistogramDataPoint, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, Summary,
-    SummaryDataPoint, exemplar, metric, number_data_point,
+    Exemplar, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Histogram, HistogramDataPoint, Metric,
+    NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, Summary, SummaryDataPoint, exemplar, metric,
+    number_data_point,
 };
 use opentelemetry_proto::tonic::profiles::v1development::{
-    Function, KeyValueAndUnit, Line, Link as ProfileLink, Location, Mapping, Profile,
-    ProfilesDictionary, ResourceProfiles, Sample, ScopeProfiles, Stack, ValueType,
+    Function, KeyValueAndUnit, Line, Link as ProfileLink, Location, Mapping, Profile, ProfilesDictionary,
+    ResourceProfiles, Sample, ScopeProfiles, Stack, ValueType,
 };
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::span::{Event, Link};
@@ -94,23 +94,11 @@ impl Rng {
 
     fn bytes(&mut self, len: usize) -> Vec<u8> {
         // The first byte keeps identifiers from being all zero.
-        (0..len)
-            .map(|index| {
-                if index == 0 {
-                    self.below(255) as u8 + 1
-                } else {
-                    self.bits() as u8
-                }
-            })
-            .collect()
+        (0..len).map(|index| if index == 0 { self.below(255) as u8 + 1 } else { self.bits() as u8 }).collect()
     }
 
     fn id(&mut self, len: usize) -> Vec<u8> {
-        if self.one_in(4) {
-            Vec::new()
-        } else {
-            self.bytes(len)
-        }
+        if self.one_in(4) { Vec::new() } else { self.bytes(len) }
     }
 
     fn u32(&mut self) -> u32 {
@@ -118,29 +106,11 @@ impl Rng {
     }
 
     fn int(&mut self) -> i64 {
-        [
-            0,
-            1,
-            -1,
-            i64::MIN,
-            i64::MAX,
-            1 << 53,
-            -(1 << 53) - 1,
-            self.bits() as i64,
-        ][self.below(8) as usize]
+        [0, 1, -1, i64::MIN, i64::MAX, 1 << 53, -(1 << 53) - 1, self.bits() as i64][self.below(8) as usize]
     }
 
     fn double(&mut self) -> f64 {
-        [
-            0.0,
-            -0.0,
-            1.5,
-            -2.5e-300,
-            f64::MAX,
-            f64::MIN_POSITIVE,
-            0.1,
-            self.bits() as f64 / 1e9,
-        ][self.below(8) as usize]
+        [0.0, -0.0, 1.5, -2.5e-300, f64::MAX, f64::MIN_POSITIVE, 0.1, self.bits() as f64 / 1e9][self.below(8) as usize]
     }
 
     fn time(&mut self) -> u64 {
@@ -159,22 +129,14 @@ impl Rng {
                 let len = self.below(40) as usize;
                 Some(Value::BytesValue(self.bytes(len)))
             }
-            6 => Some(Value::ArrayValue(ArrayValue {
-                values: self.list(4, |rng| rng.value(depth + 1)),
-            })),
-            _ => Some(Value::KvlistValue(KeyValueList {
-                values: self.list(4, |rng| rng.key_value(depth + 1)),
-            })),
+            6 => Some(Value::ArrayValue(ArrayValue { values: self.list(4, |rng| rng.value(depth + 1)) })),
+            _ => Some(Value::KvlistValue(KeyValueList { values: self.list(4, |rng| rng.key_value(depth + 1)) })),
         };
         AnyValue { value }
     }
 
     fn key_value(&mut self, depth: u32) -> KeyValue {
-        KeyValue {
-            key: self.string(),
-            value: self.maybe(|rng| rng.value(depth)),
-            key_strindex: 0,
-        }
+        KeyValue { key: self.string(), value: self.maybe(|rng| rng.value(depth)), key_strindex: 0 }
     }
 
     fn attributes(&mut self) -> Vec<KeyValue> {
@@ -233,10 +195,7 @@ impl Rng {
                 flags: rng.u32(),
             }),
             dropped_links_count: self.u32(),
-            status: self.maybe(|rng| Status {
-                message: rng.string(),
-                code: rng.below(3) as i32,
-            }),
+            status: self.maybe(|rng| Status { message: rng.string(), code: rng.below(3) as i32 }),
         }
     }
 
@@ -304,10 +263,7 @@ impl Rng {
     }
 
     fn buckets(&mut self) -> Buckets {
-        Buckets {
-            offset: self.below(2000) as i32 - 1000,
-            bucket_counts: self.list(6, |rng| rng.below(1 << 40)),
-        }
+        Buckets { offset: self.below(2000) as i32 - 1000, bucket_counts: self.list(6, |rng| rng.below(1 << 40)) }
     }
 
     fn exponential_point(&mut self) -> ExponentialHistogramDataPoint {
@@ -315,11 +271,7 @@ impl Rng {
         let positive = self.maybe(Self::buckets);
         let negative = self.maybe(Self::buckets);
         let zero_count = self.below(100);
-        let in_buckets: u64 = [&positive, &negative]
-            .into_iter()
-            .flatten()
-            .flat_map(|b| &b.bucket_counts)
-            .sum();
+        let in_buckets: u64 = [&positive, &negative].into_iter().flatten().flat_map(|b| &b.bucket_counts).sum();
         ExponentialHistogramDataPoint {
             attributes: self.attributes(),
             start_time_unix_nano: start,
@@ -346,10 +298,8 @@ impl Rng {
             time_unix_nano: start + self.below(1 << 40),
             count: self.below(1 << 40),
             sum: self.double(),
-            quantile_values: self.list(3, |rng| ValueAtQuantile {
-                quantile: rng.below(101) as f64 / 100.0,
-                value: rng.double().abs(),
-            }),
+            quantile_values: self
+                .list(3, |rng| ValueAtQuantile { quantile: rng.below(101) as f64 / 100.0, value: rng.double().abs() }),
             flags: self.below(2) as u32,
         }
     }
@@ -357,9 +307,7 @@ impl Rng {
     fn metric(&mut self) -> Metric {
         let aggregation_temporality = self.below(2) as i32 + 1;
         let data = match self.below(5) {
-            0 => metric::Data::Gauge(Gauge {
-                data_points: self.list(3, Self::number_point),
-            }),
+            0 => metric::Data::Gauge(Gauge { data_points: self.list(3, Self::number_point) }),
             1 => metric::Data::Sum(Sum {
                 data_points: self.list(3, Self::number_point),
                 aggregation_temporality,
@@ -373,9 +321,7 @@ impl Rng {
                 data_points: self.list(3, Self::exponential_point),
                 aggregation_temporality,
             }),
-            _ => metric::Data::Summary(Summary {
-                data_points: self.list(3, Self::summary_point),
-            }),
+            _ => metric::Data::Summary(Summary { data_points: self.list(3, Self::summary_point) }),
         };
         Metric {
             // A metric has a name; every other string may be empty.
@@ -401,10 +347,7 @@ impl Rng {
     }
 
     fn value_type(&mut self) -> ValueType {
-        ValueType {
-            type_strindex: self.strindex(),
-            unit_strindex: self.strindex(),
-        }
+        ValueType { type_strindex: self.strindex(), unit_strindex: self.strindex() }
     }
 
     fn profile(&mut self) -> Profile {
@@ -441,11 +384,7 @@ impl Rng {
             location_table: self.table(|rng| Location {
                 mapping_index: rng.index(),
                 address: rng.bits(),
-                lines: rng.list(3, |rng| Line {
-                    function_index: rng.index(),
-                    line: rng.int(),
-                    column: rng.int(),
-                }),
+                lines: rng.list(3, |rng| Line { function_index: rng.index(), line: rng.int(), column: rng.int() }),
                 attribute_indices: rng.indices(),
             }),
             function_table: self.table(|rng| Function {
@@ -454,35 +393,22 @@ impl Rng {
                 filename_strindex: rng.strindex(),
                 start_line: rng.int(),
             }),
-            link_table: self.table(|rng| ProfileLink {
-                trace_id: rng.bytes(16),
-                span_id: rng.bytes(8),
-            }),
+            link_table: self.table(|rng| ProfileLink { trace_id: rng.bytes(16), span_id: rng.bytes(8) }),
             string_table: STRINGS.iter().map(|&string| string.to_owned()).collect(),
             attribute_table: self.table(|rng| {
                 let value = match rng.one_in(4) {
-                    true => AnyValue {
-                        value: Some(Value::StringValueStrindex(rng.strindex())),
-                    },
+                    true => AnyValue { value: Some(Value::StringValueStrindex(rng.strindex())) },
                     false => rng.value(1),
                 };
-                KeyValueAndUnit {
-                    key_strindex: rng.strindex(),
-                    value: Some(value),
-                    unit_strindex: rng.strindex(),
-                }
+                KeyValueAndUnit { key_strindex: rng.strindex(), value: Some(value), unit_strindex: rng.strindex() }
             }),
-            stack_table: self.table(|rng| Stack {
-                location_indices: rng.indices(),
-            }),
+            stack_table: self.table(|rng| Stack { location_indices: rng.indices() }),
         }
     }
 
     /// A dictionary table: its first row is the zero value, as the data model wants.
     fn table<T: Default>(&mut self, mut row: impl FnMut(&mut Self) -> T) -> Vec<T> {
-        (0..TABLE_ROWS)
-            .map(|index| if index == 0 { T::default() } else { row(self) })
-            .collect()
+        (0..TABLE_ROWS).map(|index| if index == 0 { T::default() } else { row(self) }).collect()
     }
 }
 

@@ -70,12 +70,7 @@ impl<E: Export, A: Authenticate> Receiver<E, A> {
         }
     }
 
-    async fn grpc_export(
-        &self,
-        parts: &Parts,
-        signal: Option<Signal>,
-        body: &mut Body,
-    ) -> Result<Accepted, Refusal> {
+    async fn grpc_export(&self, parts: &Parts, signal: Option<Signal>, body: &mut Body) -> Result<Accepted, Refusal> {
         if parts.method != Method::POST {
             return Err(Refusal::MethodNotAllowed);
         }

@@ -283,9 +283,7 @@ async fn connection<E: Export, A: Authenticate>(
         let (receiver, routes) = (receiver.clone(), routes.clone());
         async move {
             let response = match transport {
-                Transport::Grpc => {
-                    receiver.grpc(request.map(tonic::body::Body::new)).await.map(axum::body::Body::new)
-                }
+                Transport::Grpc => receiver.grpc(request.map(tonic::body::Body::new)).await.map(axum::body::Body::new),
                 Transport::Http => routes.oneshot(request.map(axum::body::Body::new)).await?,
             };
             drop(active);
