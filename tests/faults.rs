@@ -278,7 +278,8 @@ fn a_failed_sync_ends_the_process_without_an_acknowledgement() {
 #[test]
 fn a_second_process_on_the_same_directory_is_refused() {
     let first = Server::start();
-    let (ended, _) = Setup::new().data_dir(&first.data_dir()).try_start().expect_err("the directory is taken");
+    let refused = Setup::new().data_dir(&first.data_dir()).try_start().expect_err("the directory is taken");
+    let ended = &refused.0;
     assert_eq!(ended.status.code(), Some(1), "{ended}");
     let log = ended.log.join("\n");
     let dir = first.data_dir();
@@ -770,7 +771,7 @@ receivers: { otlp: { protocols: { grpc: { max_request_bytes: 16MiB }, http: { ma
             // All at once they are more than the budget for requests in flight: then the answer is a retryable
             // refusal, as often as it takes, and never anything else.
             for _ in 0..1_000 {
-                let (done, busy) = if n % 2 == 0 {
+                let (done, busy) = if n.is_multiple_of(2) {
                     let response = Request::new("POST", "/v1/traces")
                         .header("content-type", "application/x-protobuf")
                         .header("content-encoding", encoding)

@@ -102,7 +102,6 @@ impl Doors {
     }
 
     /// Every route.
-    #[must_use]
     pub fn router(&self) -> Router {
         Router::new()
             .route("/api/v1/sql", post(sql::sql))

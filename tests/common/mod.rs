@@ -100,16 +100,16 @@ impl Setup {
 
     /// Starts the server and waits until it is ready.
     pub fn start(self) -> Server {
-        self.try_start().unwrap_or_else(|(ended, _)| panic!("the server ended before it was ready: {ended}"))
+        self.try_start().unwrap_or_else(|refused| panic!("the server ended before it was ready: {}", refused.0))
     }
 
     /// Starts the server; it may end before it is ready.
-    pub fn try_start(self) -> Result<Server, (Ended, Self)> {
+    pub fn try_start(self) -> Result<Server, Box<(Ended, Self)>> {
         match Running::start(&self) {
             Ok((running, [otlp_grpc, otlp_http, http])) => {
                 Ok(Server { setup: self, running, otlp_grpc, otlp_http, http })
             }
-            Err(ended) => Err((ended, self)),
+            Err(ended) => Err(Box::new((ended, self))),
         }
     }
 

@@ -5,8 +5,6 @@
 //! compression and headers (the runner), and expectations (the table).
 #![allow(unreachable_pub, reason = "a module of a test binary has no public interface")]
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::profiles::v1development::ExportProfilesServiceRequest;
@@ -54,7 +52,7 @@ pub enum Export {
 
 /// Nanoseconds since 1970: stored times are recent, or retention would take the rows away during the test.
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+    model::time::Clock::System.now().0.cast_unsigned()
 }
 
 fn text(text: &str) -> AnyValue {
