@@ -11,5 +11,19 @@ use godseye::cli::{Cli, run};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    #[cfg(feature = "failpoints")]
+    let _scenario = crash_points();
     run(Cli::parse())
+}
+
+/// Arms the crash points that `FAILPOINTS` names. A crash point panics, and a panic there is to be
+/// the death of the process, as `kill -9` would be.
+#[cfg(feature = "failpoints")]
+fn crash_points() -> fail::FailScenario<'static> {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        default(info);
+        std::process::abort();
+    }));
+    fail::FailScenario::setup()
 }

@@ -94,6 +94,13 @@ pub enum ServeError {
         /// Why.
         detail: String,
     },
+    /// A thread that the server cannot do without is gone: a defect, told so that the supervisor
+    /// restarts the process.
+    #[error("{what} ended unexpectedly; acknowledged telemetry is in the log, a restart replays it")]
+    Ended {
+        /// Which.
+        what: &'static str,
+    },
     /// The drain took longer than it may.
     #[error("drain did not end within {0:?}; unacknowledged requests will be sent again by their clients")]
     DrainTimeout(Duration),
@@ -299,17 +306,24 @@ struct Maintenance {
     store: Arc<Store>,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<()>,
+    /// Closed when the thread ends, however: without it nothing is flushed, and in time every
+    /// write would be refused.
+    ended: oneshot::Receiver<()>,
 }
 
 impl Maintenance {
     fn start(store: Arc<Store>) -> Result<Self, ServeError> {
         let stop = Arc::new(AtomicBool::new(false));
         let (maintained, stopped) = (Arc::clone(&store), Arc::clone(&stop));
+        let (alive, ended) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new()
             .name("store-maintenance".to_owned())
-            .spawn(move || maintained.maintain(&stopped))
+            .spawn(move || {
+                let _alive = alive;
+                maintained.maintain(&stopped);
+            })
             .map_err(|error| ServeError::Start { what: "store maintenance", detail: error.to_string() })?;
-        Ok(Self { store, stop, thread })
+        Ok(Self { store, stop, thread, ended })
     }
 
     fn stop(self) {
@@ -368,6 +382,7 @@ fn store_config(config: &Config) -> StoreConfig {
     store.memtable_flush_interval_ms = milliseconds(storage.memtable.flush_interval.get());
     store.compaction.inputs_min = usize::try_from(storage.compaction.min_segments).unwrap_or(usize::MAX);
     store.compaction.output_bytes_max = storage.compaction.target_bytes.0;
+    store.compaction.interval_ms = milliseconds(storage.compaction.interval.get());
     for (signal, kept) in [
         (Signal::Traces, &storage.retention.traces),
         (Signal::Metrics, &storage.retention.metrics),
@@ -513,10 +528,11 @@ async fn serve_until_told(config: &Config, options: Options, reload: Arc<Reload>
             _told = terminate.recv() => break,
             _told = interrupt.recv() => break,
             _told = hangup.recv() => drop(reload.reload()),
+            _closed = &mut server.maintenance.ended => return Err(ServeError::Ended { what: "store maintenance" }),
             failed = &mut server.fatal => {
                 return match failed {
                     Ok(source) => Err(ServeError::Log { source }),
-                    Err(_closed) => Err(ServeError::Start { what: "the log thread", detail: "it ended".to_owned() }),
+                    Err(_closed) => Err(ServeError::Ended { what: "the log thread" }),
                 };
             }
         }

@@ -110,6 +110,8 @@ pub struct CompactionConfig {
     pub class_factor: u64,
     /// A day is closed so long after its end, nanoseconds: late data is usual for minutes.
     pub day_closed_after_ns: i64,
+    /// How often segments are looked at, when there was nothing to merge.
+    pub interval_ms: u64,
 }
 
 impl Default for CompactionConfig {
@@ -122,6 +124,8 @@ impl Default for CompactionConfig {
             small_bytes: 2 * MIB,
             class_factor: 4,
             day_closed_after_ns: 3600 * Timestamp::NANOS_PER_SECOND,
+            // A plan is a pass over the list of segments: cheap enough for every ten seconds.
+            interval_ms: 10_000,
         }
     }
 }

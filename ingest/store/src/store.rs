@@ -38,12 +38,9 @@ use crate::segment::{
 use crate::sort::sort_batches;
 use crate::wal::{self, Record, Recovery, Wal, WalOptions};
 
-/// How often the flusher looks at ages when nothing wakes it: a tenth of a second is below what
-/// anybody notices of a flush interval of seconds, and costs nothing.
+/// How often the flusher looks at ages when nothing wakes it: half a second is below what anybody
+/// notices of a flush interval of seconds, and costs nothing.
 const FLUSH_TICK: Duration = Duration::from_millis(500);
-
-/// How often the compactor plans when nothing wakes it.
-const COMPACT_TICK: Duration = Duration::from_secs(10);
 
 /// After a failure the next attempt waits this long, then twice as long each time…
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(500);
@@ -715,7 +712,7 @@ impl Store {
                 Ok(true) => delay = RETRY_DELAY_MIN,
                 Ok(false) => {
                     delay = RETRY_DELAY_MIN;
-                    self.compactor.wait(COMPACT_TICK);
+                    self.compactor.wait(Duration::from_millis(self.config.compaction.interval_ms));
                 }
                 Err(error) => {
                     tracing::error!(%error, retry_in_ms = delay.as_millis(), "compaction or retention failed");
