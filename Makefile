@@ -4,7 +4,7 @@
 #   make test    every test, with real OpenTelemetry clients               (needs Python 3 with venv too)
 #   make lint    format and clippy, warnings are errors
 #   make bench   the numbers of benches/README.md
-#   make soak    200 kill -9 cycles and 1000 simulated power losses
+#   make soak    200 kill -9 cycles, 100,000 simulated power losses, 50,000 damaged requests a signal
 #
 # Build results live outside the checkout, so that a fresh clone starts warm.
 CACHE ?= $(HOME)/.cache/godseye
@@ -33,8 +33,9 @@ bench: tools-rust tools-python
 	"$(GODSEYE_CLIENTS_VENV)/bin/python" benches/pipeline.py --godseye "$(CARGO_TARGET_DIR)/release/godseye"
 
 soak: tools-rust
-	GODSEYE_CRASH_CYCLES=200 cargo test --features failpoints --test crash -- --nocapture
-	GODSEYE_POWER_LOSS_SEEDS=100000 cargo test -p store --lib power_loss -- --nocapture
+	GODSEYE_CRASH_CYCLES=200 cargo test --workspace --features failpoints --test crash -- --nocapture
+	GODSEYE_POWER_LOSS_SEEDS=100000 cargo test --workspace --features failpoints --lib survives_any_power_cut
+	GODSEYE_FUZZ_SEEDS=50000 cargo test --workspace --features failpoints --lib agree_with_prost
 
 tools-rust:
 	@command -v cargo >/dev/null || { echo "GodsEye needs Rust 1.94 or newer: https://rustup.rs"; exit 1; }

@@ -216,7 +216,7 @@ impl Tables {
             "period_unit",
             "period",
             "stack",
-            "values",
+            "sample_values",
             "timestamps",
             "trace_id",
             "span_id",

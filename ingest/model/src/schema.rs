@@ -208,7 +208,7 @@ fn profiles() -> Vec<Field> {
         required("period", DataType::Int64),
         // Frames from the leaf to the root, as `function (file:line)`.
         required("stack", list_of(DataType::Utf8)),
-        required("values", list_of(DataType::Int64)),
+        required("sample_values", list_of(DataType::Int64)),
         required("timestamps", list_of(time_type())),
         optional("trace_id", DataType::FixedSizeBinary(16)),
         optional("span_id", DataType::FixedSizeBinary(8)),
