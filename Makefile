@@ -17,13 +17,15 @@ SHELL := /bin/bash
 .PHONY: demo test lint bench soak tools-rust tools-python
 
 demo: tools-rust
-	cargo build --quiet --bin godseye 2>/dev/null || cargo build --bin godseye
+	test -x "$(CARGO_TARGET_DIR)/debug/godseye" || echo "building: about eight minutes on two cores, the first time"
+	cargo build --bin godseye
 	exec "$(CARGO_TARGET_DIR)/debug/godseye" demo
 
 test: tools-rust tools-python
 	cargo test --workspace --features failpoints
 
 lint: tools-rust
+	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || { echo "make lint needs rustfmt and clippy: rustup component add rustfmt clippy"; exit 1; }
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --features failpoints -- -D warnings
 
