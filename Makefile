@@ -17,7 +17,7 @@ SHELL := /bin/bash
 .PHONY: demo test lint bench soak tools-rust tools-python
 
 demo: tools-rust
-	test -x "$(CARGO_TARGET_DIR)/debug/godseye" || echo "building: about eight minutes on two cores, the first time"
+	@test -x "$(CARGO_TARGET_DIR)/debug/godseye" || echo "building: about eight minutes on two cores, the first time"
 	cargo build --bin godseye
 	exec "$(CARGO_TARGET_DIR)/debug/godseye" demo
 

@@ -306,3 +306,40 @@ fn damaged_requests_are_taken_back_whole_and_agree_with_prost() {
     }
     assert!(refused > 200 && accepted > 200, "refused {refused}, accepted {accepted}");
 }
+
+/// An empty log record takes two bytes: a small request of them must not become a huge batch.
+#[test]
+fn a_request_of_tiny_items_is_cut_at_its_limit() {
+    use model::ledger::RejectReason;
+    use model::limits::{ITEMS_PER_REQUEST_MAX, NESTED_ITEMS_MAX, NESTED_ITEMS_PER_REQUEST_MAX};
+    use model::wire::put_bytes;
+
+    let wrap = |items: &[u8]| {
+        let (mut resource, mut request) = (Vec::new(), Vec::new());
+        put_bytes(&mut resource, 2, items);
+        put_bytes(&mut request, 1, &resource);
+        request
+    };
+    let mut records = Vec::new();
+    for _ in 0..ITEMS_PER_REQUEST_MAX + 5 {
+        put_bytes(&mut records, 2, &[]);
+    }
+    let mut decoder = Decoder::default();
+    let delta = decode(&mut decoder, Signal::Logs, &wrap(&records)).unwrap();
+    assert_eq!(delta.stored, ITEMS_PER_REQUEST_MAX as u64);
+    assert_eq!(delta.rejected.get(&RejectReason::TooManyItems), Some(&5));
+
+    let mut span = Vec::new();
+    put_bytes(&mut span, 1, &[1; 16]);
+    put_bytes(&mut span, 2, &[1; 8]);
+    for _ in 0..NESTED_ITEMS_MAX {
+        put_bytes(&mut span, 11, &[]);
+    }
+    let mut spans = Vec::new();
+    for _ in 0..NESTED_ITEMS_PER_REQUEST_MAX / NESTED_ITEMS_MAX + 3 {
+        put_bytes(&mut spans, 2, &span);
+    }
+    let delta = decode(&mut Decoder::default(), Signal::Traces, &wrap(&spans)).unwrap();
+    assert_eq!(delta.stored, (NESTED_ITEMS_PER_REQUEST_MAX / NESTED_ITEMS_MAX) as u64);
+    assert_eq!(delta.rejected.get(&RejectReason::TooManyNestedItems), Some(&3));
+}

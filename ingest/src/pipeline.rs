@@ -45,6 +45,10 @@ use crate::series::SeriesLimiter;
 /// enough that no exporter gives up (their first retry is after about 5 s).
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
+/// Groups share a sync up to this many bytes, so that together with one more, of a request at its
+/// size limit, they stay below what one record of the log may hold.
+const SHARED_SYNC_BYTES_MAX: usize = 16 << 20;
+
 /// How the pipeline is built. Plain data.
 #[derive(Clone, Debug)]
 pub struct PipelineConfig {
@@ -101,6 +105,12 @@ struct Job {
 struct Group {
     entries: Vec<Entry>,
     replies: Vec<(oneshot::Sender<Result<Accepted, ExportError>>, Accepted)>,
+}
+
+impl Group {
+    fn bytes(&self) -> usize {
+        self.entries.iter().map(|entry| entry.encoded.len()).sum()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -374,8 +384,12 @@ fn entries(tenants: BTreeMap<TenantId, Gathered>, now: Timestamp) -> Result<Vec<
 
 fn run_log(log: &dyn Log, groups: &Receiver<Group>, metrics: &Metrics, on_fatal: impl FnOnce(StoreError)) {
     while let Ok(mut group) = groups.recv() {
-        // Whatever is ready shares the sync.
-        while let Ok(more) = groups.try_recv() {
+        // Whatever is ready shares the sync, as far as it fits one record of the log.
+        let mut bytes = group.bytes();
+        while bytes < SHARED_SYNC_BYTES_MAX
+            && let Ok(more) = groups.try_recv()
+        {
+            bytes += more.bytes();
             group.entries.extend(more.entries);
             group.replies.extend(more.replies);
         }

@@ -46,11 +46,13 @@ pub enum RejectReason {
     SeriesLimit = 16,
     /// A profile that points outside its dictionary.
     InvalidProfileReference = 17,
+    /// Past [`crate::limits::ITEMS_PER_REQUEST_MAX`] items of one request.
+    TooManyItems = 18,
 }
 
 impl RejectReason {
     /// Every reason.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::InvalidTraceId,
         Self::InvalidSpanId,
         Self::TimeOutOfRange,
@@ -68,6 +70,7 @@ impl RejectReason {
         Self::TooManyBuckets,
         Self::SeriesLimit,
         Self::InvalidProfileReference,
+        Self::TooManyItems,
     ];
 
     /// The stable name: a ledger row's `reason`, a metric's label.
@@ -91,6 +94,7 @@ impl RejectReason {
             Self::TooManyBuckets => "too_many_buckets",
             Self::SeriesLimit => "series_limit",
             Self::InvalidProfileReference => "invalid_profile_reference",
+            Self::TooManyItems => "too_many_items",
         }
     }
 
@@ -105,7 +109,9 @@ impl RejectReason {
             Self::TooManyAttributes => "more than 1024 attributes",
             Self::KeyTooLong => "an attribute key is longer than 1024 bytes",
             Self::ItemTooLarge => "the item is larger than 8 MiB",
-            Self::TooManyNestedItems => "more than 4096 events, links, exemplars or stack frames",
+            Self::TooManyNestedItems => {
+                "more than 4096 events, links, exemplars or stack frames of one item, or 1048576 of one request"
+            }
             Self::MissingMetricName => "the metric has no name",
             Self::MissingTemporality => "aggregation_temporality must be DELTA or CUMULATIVE",
             Self::BucketCountMismatch => "bucket_counts must have one element more than explicit_bounds",
@@ -117,6 +123,7 @@ impl RejectReason {
                 "the tenant's limit of active metric series is reached; existing series are still stored"
             }
             Self::InvalidProfileReference => "the profile refers to an entry that its dictionary does not hold",
+            Self::TooManyItems => "more than 1048576 items, or profile samples, in one request; send smaller batches",
         }
     }
 

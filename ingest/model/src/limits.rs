@@ -30,3 +30,11 @@ pub const EXPONENTIAL_SCALE_ABS_MAX: i32 = 64;
 
 /// Frames of one profile stack. Deeper stacks are runaway recursion and are refused by name.
 pub const STACK_FRAMES_MAX: usize = 4096;
+
+/// Items of one request, and rows of one profile. An empty item takes two bytes on the wire and
+/// some 200 in columns, so a request within its size limit could otherwise grow a hundredfold.
+/// 64 MiB of ordinary log records are 300,000.
+pub const ITEMS_PER_REQUEST_MAX: usize = 1 << 20;
+
+/// Events, links and exemplars of one request together, for the same reason.
+pub const NESTED_ITEMS_PER_REQUEST_MAX: usize = 1 << 20;

@@ -18,7 +18,7 @@ use model::value::Value;
 use model::wire::{Reader, WireError};
 
 use super::envelope::{ContextColumns, ContextKeys, Envelope, items, repeated};
-use super::{ItemResult, count, optional_time};
+use super::{ItemResult, count, optional_time, refusal};
 
 #[derive(Debug, Default)]
 pub(super) struct LogColumns {
@@ -51,7 +51,7 @@ impl LogColumns {
                 let keys = self.context.scope(keys, &scope);
                 for record in items(scope_logs) {
                     let record = record?;
-                    let outcome = match resource.refused.or(scope.refused) {
+                    let outcome = match refusal(&delta, resource.refused.or(scope.refused)) {
                         Some(reason) => Err(reason.into()),
                         None => self.push_record(record, keys, now),
                     };

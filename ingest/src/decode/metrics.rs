@@ -13,7 +13,7 @@ use model::attributes::{AttributesColumn, Kind};
 use model::columns::{BoolColumn, DictionaryColumn, FixedColumn, Offsets, PrimitiveColumn};
 use model::context::ContextKind;
 use model::ledger::{LedgerDelta, RejectReason};
-use model::limits::{BUCKETS_MAX, EXPONENTIAL_SCALE_ABS_MAX, ITEM_BYTES_MAX, NESTED_ITEMS_MAX};
+use model::limits::{BUCKETS_MAX, EXPONENTIAL_SCALE_ABS_MAX, ITEM_BYTES_MAX};
 use model::schema::{bucket_fields, exemplar_fields, quantile_fields, schema};
 use model::signal::Table;
 use model::value::{ItemError, KeyValue, Value, check_key_values};
@@ -22,7 +22,9 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::envelope::{ContextColumns, ContextKeys, Envelope, items, repeated};
 use super::spans::item_of;
-use super::{ItemResult, TEMPORALITIES, count, enum_text, fixed64s, optional_id, optional_time, time};
+use super::{
+    Allowance, ItemResult, TEMPORALITIES, count, enum_text, fixed64s, optional_id, optional_time, refusal, time,
+};
 
 /// Asks whether a series may be stored.
 type Gate<'a> = &'a mut dyn FnMut(u64) -> bool;
@@ -152,6 +154,8 @@ pub(super) fn decode_request(
     gate: Gate<'_>,
 ) -> Result<LedgerDelta, WireError> {
     let mut delta = LedgerDelta::default();
+    points.head.exemplars.allowance.renew();
+    histograms.head.exemplars.allowance.renew();
     for resource_metrics in repeated(body, 1) {
         let resource_metrics = resource_metrics?;
         let resource = Envelope::scan(ContextKind::Resource, resource_metrics)?;
@@ -342,7 +346,7 @@ impl PointColumns {
         let is_monotonic = (metric.kind == DataKind::Sum).then_some(metric.is_monotonic);
         for point in metric.data.iter().flat_map(|data| repeated(data, 1)) {
             let point = point?;
-            let outcome = match metric.refused {
+            let outcome = match refusal(delta, metric.refused) {
                 Some(reason) => Err(reason.into()),
                 None => self.push_point(point, keys, is_monotonic, gate),
             };
@@ -447,7 +451,7 @@ impl HistogramColumns {
         let keys = self.head.metric(metric, context, seed);
         for point in metric.data.iter().flat_map(|data| repeated(data, 1)) {
             let point = point?;
-            let outcome = match metric.refused {
+            let outcome = match refusal(delta, metric.refused) {
                 Some(reason) => Err(reason.into()),
                 None if point.len() > ITEM_BYTES_MAX => Err(RejectReason::ItemTooLarge.into()),
                 None => self.push_point(metric.kind, point, keys, gate),
@@ -754,6 +758,7 @@ impl BucketColumns {
 
 #[derive(Debug, Default)]
 struct ExemplarColumns {
+    allowance: Allowance,
     ends: Offsets,
     time: PrimitiveColumn<TimestampNanosecondType>,
     value_double: PrimitiveColumn<Float64Type>,
@@ -765,9 +770,7 @@ struct ExemplarColumns {
 
 impl ExemplarColumns {
     fn push(&mut self, exemplar: &[u8]) -> Result<(), ItemError> {
-        if self.time.len() - self.ends.items() == NESTED_ITEMS_MAX {
-            return Err(RejectReason::TooManyNestedItems.into());
-        }
+        self.allowance.take(self.time.len() - self.ends.items())?;
         let (mut nanos, mut double, mut int) = (0, None, None);
         let (mut trace_id, mut span_id) = (&[][..], &[][..]);
         let mut reader = Reader::new(exemplar);

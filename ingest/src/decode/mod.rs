@@ -19,6 +19,7 @@ mod spans;
 
 use arrow::array::RecordBatch;
 use model::ledger::{LedgerDelta, RejectReason};
+use model::limits::{ITEMS_PER_REQUEST_MAX, NESTED_ITEMS_MAX, NESTED_ITEMS_PER_REQUEST_MAX};
 use model::signal::{Signal, Table};
 use model::tenant::TenantId;
 use model::time::Timestamp;
@@ -152,6 +153,31 @@ impl Decoder {
             }
         }
         batches
+    }
+}
+
+/// Why the next item cannot be stored whatever it holds: its context breaks a rule, or the request
+/// has had its items.
+fn refusal(delta: &LedgerDelta, context: Option<RejectReason>) -> Option<RejectReason> {
+    if delta.stored >= ITEMS_PER_REQUEST_MAX as u64 { Some(RejectReason::TooManyItems) } else { context }
+}
+
+/// How many events, links or exemplars a request may still hold.
+#[derive(Debug, Default)]
+struct Allowance(usize);
+
+impl Allowance {
+    fn renew(&mut self) {
+        self.0 = NESTED_ITEMS_PER_REQUEST_MAX;
+    }
+
+    /// Takes one, of which the item already holds `held`.
+    fn take(&mut self, held: usize) -> ItemResult {
+        if held == NESTED_ITEMS_MAX || self.0 == 0 {
+            return Err(RejectReason::TooManyNestedItems.into());
+        }
+        self.0 -= 1;
+        Ok(())
     }
 }
 

@@ -14,14 +14,14 @@ use model::attributes::AttributesColumn;
 use model::columns::{BytesColumn, DictionaryColumn, FixedColumn, Offsets, OptionalBytesColumn, PrimitiveColumn};
 use model::context::ContextKind;
 use model::ledger::{LedgerDelta, RejectReason};
-use model::limits::{ITEM_BYTES_MAX, STACK_FRAMES_MAX};
+use model::limits::{ITEM_BYTES_MAX, ITEMS_PER_REQUEST_MAX, STACK_FRAMES_MAX};
 use model::schema::{schema, time_type};
 use model::signal::Table;
 use model::value::{ItemError, Value};
 use model::wire::{Field as WireField, Reader, WireError, put_bytes};
 
 use super::envelope::{ContextColumns, ContextKeys, Envelope, items, repeated};
-use super::{ItemResult, count, fixed64s, optional_id, time};
+use super::{ItemResult, count, fixed64s, optional_id, refusal, time};
 
 const DANGLING: RejectReason = RejectReason::InvalidProfileReference;
 
@@ -288,6 +288,7 @@ impl ProfileColumns {
     pub(super) fn decode_request(&mut self, body: &[u8]) -> Result<LedgerDelta, WireError> {
         let mut delta = LedgerDelta::default();
         let dictionary = Dictionary::scan(body)?;
+        let first = self.len();
         for resource_profiles in repeated(body, 1) {
             let resource_profiles = resource_profiles?;
             let resource = Envelope::scan(ContextKind::Resource, resource_profiles)?;
@@ -299,11 +300,11 @@ impl ProfileColumns {
                 for profile in items(scope_profiles) {
                     let profile = profile?;
                     let before = self.len();
-                    let outcome = match dictionary.refused.or(resource.refused).or(scope.refused) {
+                    let outcome = match refusal(&delta, dictionary.refused.or(resource.refused).or(scope.refused)) {
                         Some(reason) => Err(reason.into()),
                         None => {
                             let otlp = || self_contained(&dictionary, &resource, &scope, profile);
-                            self.push_profile(profile, &dictionary, keys, otlp)
+                            self.push_profile(profile, &dictionary, keys, before - first, otlp)
                         }
                     };
                     if !count(&mut delta, outcome)? {
@@ -320,6 +321,7 @@ impl ProfileColumns {
         message: &[u8],
         dictionary: &Dictionary<'_>,
         keys: ContextKeys,
+        rows_before: usize,
         otlp: impl FnOnce() -> Vec<u8>,
     ) -> ItemResult {
         if message.len() > ITEM_BYTES_MAX {
@@ -339,6 +341,9 @@ impl ProfileColumns {
                 7 => profile.id = field.bytes(7)?,
                 _ => {}
             }
+        }
+        if rows_before + profile.samples.len() > ITEMS_PER_REQUEST_MAX {
+            return Err(RejectReason::TooManyItems.into());
         }
         let otlp = otlp();
         if profile.samples.is_empty() {

@@ -9,14 +9,17 @@ use model::attributes::AttributesColumn;
 use model::columns::{BytesColumn, DictionaryColumn, FixedColumn, Offsets, PrimitiveColumn};
 use model::context::ContextKind;
 use model::ledger::{LedgerDelta, RejectReason};
-use model::limits::{ITEM_BYTES_MAX, NESTED_ITEMS_MAX};
+use model::limits::ITEM_BYTES_MAX;
 use model::schema::{event_fields, link_fields, schema};
 use model::signal::Table;
 use model::value::ItemError;
 use model::wire::{Reader, WireError};
 
 use super::envelope::{ContextColumns, ContextKeys, Envelope, items, repeated};
-use super::{ItemResult, SPAN_KINDS, STATUS_CODES, count, enum_text, optional_id, optional_time, required_id, time};
+use super::{
+    Allowance, ItemResult, SPAN_KINDS, STATUS_CODES, count, enum_text, optional_id, optional_time, refusal,
+    required_id, time,
+};
 
 #[derive(Debug, Default)]
 pub(super) struct SpanColumns {
@@ -63,6 +66,8 @@ struct Scalars<'a> {
 impl SpanColumns {
     pub(super) fn decode_request(&mut self, body: &[u8]) -> Result<LedgerDelta, WireError> {
         let mut delta = LedgerDelta::default();
+        self.events.allowance.renew();
+        self.links.allowance.renew();
         for resource_spans in repeated(body, 1) {
             let resource_spans = resource_spans?;
             let resource = Envelope::scan(ContextKind::Resource, resource_spans)?;
@@ -73,7 +78,7 @@ impl SpanColumns {
                 let keys = self.context.scope(keys, &scope);
                 for span in items(scope_spans) {
                     let span = span?;
-                    let outcome = match resource.refused.or(scope.refused) {
+                    let outcome = match refusal(&delta, resource.refused.or(scope.refused)) {
                         Some(reason) => Err(reason.into()),
                         None => self.push_span(span, keys),
                     };
@@ -210,6 +215,7 @@ impl SpanColumns {
 
 #[derive(Debug, Default)]
 struct EventColumns {
+    allowance: Allowance,
     ends: Offsets,
     time: PrimitiveColumn<TimestampNanosecondType>,
     name: DictionaryColumn,
@@ -219,9 +225,7 @@ struct EventColumns {
 
 impl EventColumns {
     fn push(&mut self, event: &[u8]) -> Result<(), ItemError> {
-        if self.time.len() - self.ends.items() == NESTED_ITEMS_MAX {
-            return Err(RejectReason::TooManyNestedItems.into());
-        }
+        self.allowance.take(self.time.len() - self.ends.items())?;
         let (mut nanos, mut name, mut dropped) = (0, "", 0);
         let mut reader = Reader::new(event);
         while let Some((number, field)) = reader.next()? {
@@ -267,6 +271,7 @@ impl EventColumns {
 
 #[derive(Debug, Default)]
 struct LinkColumns {
+    allowance: Allowance,
     ends: Offsets,
     trace_id: FixedColumn<16>,
     span_id: FixedColumn<8>,
@@ -278,9 +283,7 @@ struct LinkColumns {
 
 impl LinkColumns {
     fn push(&mut self, link: &[u8]) -> Result<(), ItemError> {
-        if self.flags.len() - self.ends.items() == NESTED_ITEMS_MAX {
-            return Err(RejectReason::TooManyNestedItems.into());
-        }
+        self.allowance.take(self.flags.len() - self.ends.items())?;
         let (mut trace_id, mut span_id, mut trace_state) = (&[][..], &[][..], "");
         let (mut dropped, mut flags) = (0, 0);
         let mut reader = Reader::new(link);
