@@ -38,6 +38,12 @@ use crate::cli::ProcessEnv;
 use crate::config::{self, Config, Overrides, Scope};
 use crate::logging::LevelHandle;
 
+/// How long the drain waits for a merge to end: most take less.
+const MERGE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it looks.
+const MERGE_POLL: Duration = Duration::from_millis(20);
+
 /// Where the configuration came from, to read it again on SIGHUP.
 #[derive(Clone, Debug)]
 pub struct ConfigSource {
@@ -277,9 +283,17 @@ impl Server {
     async fn drain_in_order(mut self) -> Result<(), ServeError> {
         self.draining.store(true, Ordering::Release);
         self.receivers_stop.cancel();
-        for receiver in self.receivers {
-            if let Err(error) = receiver.await {
-                tracing::error!(%error, "a receiver ended badly");
+        // A client that sends slowly may hold its request, but not the whole drain: after half of
+        // the time its connection is closed, unanswered, and it will send again.
+        let patience = tokio::time::Instant::now() + self.drain_timeout / 2;
+        for mut receiver in self.receivers {
+            match tokio::time::timeout_at(patience, &mut receiver).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "a receiver ended badly"),
+                Err(_elapsed) => {
+                    receiver.abort();
+                    drop(receiver.await);
+                }
             }
         }
         let (pipeline, store, maintenance) = (self.pipeline, self.store, self.maintenance);
@@ -326,9 +340,19 @@ impl Maintenance {
         Ok(Self { store, stop, thread, ended })
     }
 
-    fn stop(self) {
+    /// Ends the thread. A merge that takes longer is left behind: its output is not committed, so
+    /// the next start removes it.
+    fn stop(mut self) {
         self.stop.store(true, Ordering::Release);
         self.store.wake();
+        let patience = std::time::Instant::now() + MERGE_PATIENCE;
+        while !matches!(self.ended.try_recv(), Err(oneshot::error::TryRecvError::Closed)) {
+            if std::time::Instant::now() >= patience {
+                tracing::info!("a merge is still running; it is left to the next start");
+                return;
+            }
+            std::thread::park_timeout(MERGE_POLL);
+        }
         if self.thread.join().is_err() {
             tracing::error!("store maintenance panicked");
         }

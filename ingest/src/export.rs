@@ -68,6 +68,13 @@ pub enum ExportError {
         /// When to come back.
         retry_after: Duration,
     },
+    /// A defect of ours, or a request that no group of the log can hold. Sending the same bytes
+    /// again would meet it again.
+    #[error("internal error: {detail}")]
+    Internal {
+        /// What went wrong, without anything of the request.
+        detail: &'static str,
+    },
     /// The server is shutting down. The client should send again, to wherever it then reaches.
     #[error("server is shutting down")]
     ShuttingDown,

@@ -343,3 +343,36 @@ fn a_request_of_tiny_items_is_cut_at_its_limit() {
     assert_eq!(delta.stored, (NESTED_ITEMS_PER_REQUEST_MAX / NESTED_ITEMS_MAX) as u64);
     assert_eq!(delta.rejected.get(&RejectReason::TooManyNestedItems), Some(&3));
 }
+
+/// A few kilobytes of profile may point at megabytes of stacks, a thousand times over.
+#[test]
+fn profiles_are_cut_by_what_they_take_written_out() {
+    use model::ledger::RejectReason;
+    use opentelemetry_proto::tonic::profiles::v1development::{
+        Function, Line, Location, Profile, ProfilesDictionary, Sample, Stack,
+    };
+    let dictionary = ProfilesDictionary {
+        string_table: vec!["x".repeat(1000)],
+        function_table: vec![Function::default()],
+        location_table: vec![Location { lines: vec![Line::default()], ..Location::default() }],
+        stack_table: vec![Stack { location_indices: vec![0; 4000] }],
+        ..ProfilesDictionary::default()
+    };
+    let profile = |samples: usize| Profile { samples: vec![Sample::default(); samples], ..Profile::default() };
+    let request = |profiles: Vec<Profile>| {
+        let scope_profiles = vec![ScopeProfiles { profiles, ..ScopeProfiles::default() }];
+        ExportProfilesServiceRequest {
+            resource_profiles: vec![ResourceProfiles { scope_profiles, ..ResourceProfiles::default() }],
+            dictionary: Some(dictionary.clone()),
+        }
+        .encode_to_vec()
+    };
+    // Ten samples take 80 MB with their stacks of 4000 frames of 2 KB; one takes 8.
+    let body = request(vec![profile(10), profile(1)]);
+    assert!(body.len() < 10_000, "{}", body.len());
+    let mut decoder = Decoder::default();
+    let delta = decode(&mut decoder, Signal::Profiles, &body).unwrap();
+    assert_eq!(delta.rejected.get(&RejectReason::ProfileTooLarge), Some(&2));
+    let delta = decode(&mut decoder, Signal::Profiles, &request(vec![profile(1)])).unwrap();
+    assert_eq!((delta.stored, delta.rejected_total()), (1, 0));
+}

@@ -104,7 +104,14 @@ struct Job {
 /// Requests decoded together: rows to log, and whom to tell.
 struct Group {
     entries: Vec<Entry>,
-    replies: Vec<(oneshot::Sender<Result<Accepted, ExportError>>, Accepted)>,
+    replies: Vec<Reply>,
+}
+
+/// Whom to tell, and what happens to be true once the group is durable.
+struct Reply {
+    to: oneshot::Sender<Result<Accepted, ExportError>>,
+    signal: Signal,
+    delta: LedgerDelta,
 }
 
 impl Group {
@@ -290,7 +297,7 @@ impl DecodeThread {
         while let Ok(first) = self.jobs.recv() {
             let now = self.clock.now();
             let mut tenants: BTreeMap<TenantId, Gathered> = BTreeMap::new();
-            let mut replies = Vec::new();
+            let mut replies: Vec<Reply> = Vec::new();
             let mut bytes = 0;
             let mut next = Some(first);
             while let Some(job) = next {
@@ -302,7 +309,9 @@ impl DecodeThread {
             if replies.is_empty() {
                 continue;
             }
-            match entries(tenants, now) {
+            let encoded = catch_unwind(AssertUnwindSafe(|| entries(tenants, now)));
+            let encoded = encoded.map_err(|_panic| "a panic".to_owned());
+            match encoded.and_then(|entries| entries.map_err(|error| error.to_string())) {
                 Ok(entries) => {
                     self.metrics.depth("log", self.groups.len());
                     if self.groups.send(Group { entries, replies }).is_err() {
@@ -310,9 +319,10 @@ impl DecodeThread {
                         return;
                     }
                 }
-                Err(error) => {
-                    tracing::error!(%error, requests = replies.len(), "failed to encode a group for the log");
-                    refuse(replies, "a group could not be encoded");
+                Err(detail) => {
+                    tracing::error!(%detail, requests = replies.len(), "failed to encode a group for the log");
+                    self.metrics.panics.inc();
+                    refuse_for_good(replies, "a group could not be encoded");
                 }
             }
         }
@@ -323,7 +333,7 @@ impl DecodeThread {
         job: Job,
         now: Timestamp,
         tenants: &mut BTreeMap<TenantId, Gathered>,
-        replies: &mut Vec<(oneshot::Sender<Result<Accepted, ExportError>>, Accepted)>,
+        replies: &mut Vec<Reply>,
     ) {
         let Job { request: ExportRequest { signal, tenant, body }, reply } = job;
         let gathered = tenants.entry(tenant.clone()).or_default();
@@ -333,9 +343,8 @@ impl DecodeThread {
             catch_unwind(AssertUnwindSafe(|| gathered.decoder.decode(signal, &body, &tenant, now, &mut self.series)));
         match decoded {
             Ok(Ok(delta)) => {
-                self.metrics.count(signal, &delta);
                 gathered.deltas.entry(signal).or_default().merge(&delta);
-                replies.push((reply, Accepted { stored: delta.stored, rejected: delta.rejected }));
+                replies.push(Reply { to: reply, signal, delta });
             }
             Ok(Err(error)) => {
                 self.metrics.malformed.inc();
@@ -346,8 +355,7 @@ impl DecodeThread {
                 tracing::error!(%signal, bytes = body.len(), "decoding a request panicked; the request is refused");
                 refuse(std::mem::take(replies), "a neighbouring request failed");
                 tenants.clear();
-                let detail = "internal error while decoding; this is a defect of the server".to_owned();
-                answer(reply, Err(ExportError::Malformed { signal, detail }));
+                answer(reply, Err(ExportError::Internal { detail: "decoding the request panicked" }));
             }
         }
     }
@@ -399,8 +407,9 @@ fn run_log(log: &dyn Log, groups: &Receiver<Group>, metrics: &Metrics, on_fatal:
         let outcome = if entries.is_empty() { Ok(()) } else { log.append_group(entries) };
         match outcome {
             Ok(()) => {
-                for (reply, accepted) in replies {
-                    answer(reply, Ok(accepted));
+                for Reply { to, signal, delta } in replies {
+                    metrics.count(signal, &delta);
+                    answer(to, Ok(Accepted { stored: delta.stored, rejected: delta.rejected }));
                 }
             }
             Err(error) if error.is_fatal() => {
@@ -408,6 +417,10 @@ fn run_log(log: &dyn Log, groups: &Receiver<Group>, metrics: &Metrics, on_fatal:
                 drop(replies);
                 on_fatal(error);
                 return;
+            }
+            Err(error) if !error.is_retryable() => {
+                tracing::error!(%error, requests = replies.len(), "the log cannot hold a group");
+                refuse_for_good(replies, "the log cannot hold the request");
             }
             Err(error) => {
                 tracing::warn!(%error, requests = replies.len(), "the log refused a group; clients will send again");
@@ -417,10 +430,21 @@ fn run_log(log: &dyn Log, groups: &Receiver<Group>, metrics: &Metrics, on_fatal:
     }
 }
 
-fn refuse(replies: Vec<(oneshot::Sender<Result<Accepted, ExportError>>, Accepted)>, what: &'static str) {
-    for (reply, _) in replies {
-        answer(reply, Err(ExportError::Overloaded { what, retry_after: RETRY_AFTER }));
+fn refuse(replies: Vec<Reply>, what: &'static str) {
+    for reply in replies {
+        answer(reply.to, Err(ExportError::Overloaded { what, retry_after: RETRY_AFTER }));
     }
+}
+
+/// Refuses what would fail again. Of several requests only one is at fault, so they are asked to
+/// come again and are told apart by the groups they then fall into; one alone is the culprit.
+fn refuse_for_good(mut replies: Vec<Reply>, detail: &'static str) {
+    if replies.len() == 1
+        && let Some(culprit) = replies.pop()
+    {
+        answer(culprit.to, Err(ExportError::Internal { detail }));
+    }
+    refuse(replies, detail);
 }
 
 /// A client that went away no longer wants its outcome.

@@ -77,7 +77,7 @@ impl SeriesLimiter {
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "godseye_ingest_active_series",
-            "Metric series seen within the last hour",
+            "Metric series that count towards the limit; silent ones leave when it is reached",
             self.active.clone(),
         );
     }

@@ -48,11 +48,13 @@ pub enum RejectReason {
     InvalidProfileReference = 17,
     /// Past [`crate::limits::ITEMS_PER_REQUEST_MAX`] items of one request.
     TooManyItems = 18,
+    /// Past [`crate::limits::PROFILE_BYTES_PER_REQUEST_MAX`] of one request.
+    ProfileTooLarge = 19,
 }
 
 impl RejectReason {
     /// Every reason.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::InvalidTraceId,
         Self::InvalidSpanId,
         Self::TimeOutOfRange,
@@ -71,6 +73,7 @@ impl RejectReason {
         Self::SeriesLimit,
         Self::InvalidProfileReference,
         Self::TooManyItems,
+        Self::ProfileTooLarge,
     ];
 
     /// The stable name: a ledger row's `reason`, a metric's label.
@@ -95,6 +98,7 @@ impl RejectReason {
             Self::SeriesLimit => "series_limit",
             Self::InvalidProfileReference => "invalid_profile_reference",
             Self::TooManyItems => "too_many_items",
+            Self::ProfileTooLarge => "profile_too_large",
         }
     }
 
@@ -124,6 +128,9 @@ impl RejectReason {
             }
             Self::InvalidProfileReference => "the profile refers to an entry that its dictionary does not hold",
             Self::TooManyItems => "more than 1048576 items, or profile samples, in one request; send smaller batches",
+            Self::ProfileTooLarge => {
+                "with stacks and dictionary written out, the request's profiles take more than 64 MiB; send fewer in one"
+            }
         }
     }
 

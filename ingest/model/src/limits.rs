@@ -36,5 +36,10 @@ pub const STACK_FRAMES_MAX: usize = 4096;
 /// 64 MiB of ordinary log records are 300,000.
 pub const ITEMS_PER_REQUEST_MAX: usize = 1 << 20;
 
+/// What the profiles of one request may take, written out: stacks as text, and each profile with
+/// the dictionary it points into. Samples share stacks and profiles share dictionaries, so a few
+/// kilobytes could otherwise become gigabytes. A profile of 50,000 samples takes some 20 MiB.
+pub const PROFILE_BYTES_PER_REQUEST_MAX: usize = 64 << 20;
+
 /// Events, links and exemplars of one request together, for the same reason.
 pub const NESTED_ITEMS_PER_REQUEST_MAX: usize = 1 << 20;

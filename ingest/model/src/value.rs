@@ -5,6 +5,7 @@
 //! Source: opentelemetry/proto/common/v1/common.proto.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use base64::Engine as _;
@@ -280,10 +281,12 @@ pub fn check_key_values(message: &[u8], field_number: u32) -> Result<(), ItemErr
 /// for duplicate keys everywhere in GodsEye.
 pub fn write_json_object<'a>(entries: impl Iterator<Item = (&'a str, Value<'a>)>, out: &mut String) {
     let entries: Vec<(&str, Value<'_>)> = entries.collect();
+    // A list may have hundreds of thousands of keys; looking for later ones must stay linear.
+    let last: HashMap<&str, usize> = entries.iter().enumerate().map(|(index, (key, _))| (*key, index)).collect();
     out.push('{');
     let mut first = true;
     for (index, (key, value)) in entries.iter().enumerate() {
-        if entries[index + 1..].iter().any(|(later, _)| later == key) {
+        if last.get(key) != Some(&index) {
             continue;
         }
         if !std::mem::take(&mut first) {

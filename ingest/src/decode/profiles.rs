@@ -14,7 +14,7 @@ use model::attributes::AttributesColumn;
 use model::columns::{BytesColumn, DictionaryColumn, FixedColumn, Offsets, OptionalBytesColumn, PrimitiveColumn};
 use model::context::ContextKind;
 use model::ledger::{LedgerDelta, RejectReason};
-use model::limits::{ITEM_BYTES_MAX, ITEMS_PER_REQUEST_MAX, STACK_FRAMES_MAX};
+use model::limits::{ITEM_BYTES_MAX, ITEMS_PER_REQUEST_MAX, PROFILE_BYTES_PER_REQUEST_MAX, STACK_FRAMES_MAX};
 use model::schema::{schema, time_type};
 use model::signal::Table;
 use model::value::{ItemError, Value};
@@ -238,6 +238,8 @@ fn varints(field: WireField<'_>, number: u32, out: &mut Vec<u64>) -> Result<(), 
 struct Frames {
     text: BytesColumn,
     ends: Offsets,
+    /// What the request's profiles may still take, written out.
+    bytes_left: usize,
 }
 
 impl Frames {
@@ -245,7 +247,13 @@ impl Frames {
         if self.text.len() - self.ends.items() == STACK_FRAMES_MAX {
             return Err(RejectReason::TooManyNestedItems.into());
         }
+        self.charge(frame.len() + size_of::<i32>())?;
         self.text.push(frame.as_bytes());
+        Ok(())
+    }
+
+    fn charge(&mut self, bytes: usize) -> Result<(), ItemError> {
+        self.bytes_left = self.bytes_left.checked_sub(bytes).ok_or(RejectReason::ProfileTooLarge)?;
         Ok(())
     }
 }
@@ -289,6 +297,7 @@ impl ProfileColumns {
         let mut delta = LedgerDelta::default();
         let dictionary = Dictionary::scan(body)?;
         let first = self.len();
+        self.frames.bytes_left = PROFILE_BYTES_PER_REQUEST_MAX;
         for resource_profiles in repeated(body, 1) {
             let resource_profiles = resource_profiles?;
             let resource = Envelope::scan(ContextKind::Resource, resource_profiles)?;
@@ -345,6 +354,8 @@ impl ProfileColumns {
         if rows_before + profile.samples.len() > ITEMS_PER_REQUEST_MAX {
             return Err(RejectReason::TooManyItems.into());
         }
+        let shared: usize = dictionary.message.iter().map(|tables| tables.len()).sum();
+        self.frames.charge(shared + message.len())?;
         let otlp = otlp();
         if profile.samples.is_empty() {
             return self.push_sample(&[], &profile, dictionary, keys, Some(&otlp));
@@ -454,13 +465,16 @@ impl ProfileColumns {
             }
         }
         let key = dictionary.string(key)?;
+        self.frames.charge(key.len() + value.map_or(0, <[u8]>::len))?;
         let Some(raw) = value else { return self.attributes.push(key, None) };
         let mut parsed = Value::parse(raw)?;
         if parsed == Value::Empty {
             let mut reader = Reader::new(raw);
             while let Some((number, field)) = reader.next()? {
                 if number == 8 {
-                    parsed = Value::String(dictionary.string(field.uint32(8)?.cast_signed())?);
+                    let text = dictionary.string(field.uint32(8)?.cast_signed())?;
+                    self.frames.charge(text.len())?;
+                    parsed = Value::String(text);
                 }
             }
         }

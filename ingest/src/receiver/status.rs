@@ -170,6 +170,7 @@ impl From<ExportError> for Refusal {
         match error {
             ExportError::Malformed { .. } => Self::Malformed { detail: error.to_string() },
             ExportError::Overloaded { what, retry_after } => Self::Overloaded { what, retry_after },
+            ExportError::Internal { .. } => Self::Internal,
             ExportError::ShuttingDown => Self::ShuttingDown,
         }
     }
