@@ -117,7 +117,10 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Query(args) => finish(client::run(&args)),
         Command::Loadgen(args) => finish(loadgen::run(args)),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "godseye", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "godseye", &mut script);
+            // A closed pipe is nobody's problem.
+            drop(std::io::stdout().write_all(&script));
             ExitCode::SUCCESS
         }
     }

@@ -3,7 +3,6 @@
 //! A client like any other: it uses the HTTP API and nothing else.
 
 use std::io::{Read as _, Write as _};
-use std::net::SocketAddr;
 
 use bytes::Bytes;
 use clap::Args;
@@ -20,8 +19,8 @@ pub struct QueryArgs {
     /// The SQL; `-` reads it from standard input
     sql: String,
     /// The server's HTTP address
-    #[arg(long, env = "GODSEYE_SERVER", default_value_t = HTTP_DEFAULT, value_name = "ADDR")]
-    server: SocketAddr,
+    #[arg(long, env = "GODSEYE_SERVER", default_value_t = HTTP_DEFAULT.to_string(), value_name = "HOST:PORT")]
+    server: String,
     /// A token, when the server wants one
     #[arg(long, env = "GODSEYE_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     token: Option<String>,
@@ -40,7 +39,7 @@ pub enum ClientError {
     #[error("no answer from {server}: {detail}; is `godseye serve` running, and is --server right?")]
     Unreachable {
         /// The address.
-        server: SocketAddr,
+        server: String,
         /// What happened.
         detail: String,
     },
@@ -48,6 +47,12 @@ pub enum ClientError {
     #[error("{message}")]
     Refused {
         /// The server's words.
+        message: String,
+    },
+    /// The answer ended before its last row; what came was printed.
+    #[error("the answer is not complete: {message}")]
+    BrokeOff {
+        /// Why.
         message: String,
     },
     /// The answer could not be written.
@@ -74,7 +79,12 @@ pub fn run(args: &QueryArgs) -> Result<(), ClientError> {
         Output::Csv => "csv",
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Runtime)?;
-    let body = runtime.block_on(ask(args.server, args.token.as_deref(), &sql, format))?;
+    let body = runtime.block_on(ask(
+        args.server.trim_start_matches("http://").trim_end_matches('/'),
+        args.token.as_deref(),
+        &sql,
+        format,
+    ))?;
     let text = match args.output {
         Output::Table => terminal::table(&serde_json::from_slice(&body).unwrap_or_default()).into_bytes(),
         Output::Json | Output::Ndjson | Output::Csv => body.to_vec(),
@@ -82,17 +92,38 @@ pub fn run(args: &QueryArgs) -> Result<(), ClientError> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(&text).and_then(|()| stdout.flush()) {
         // `godseye query … | head` is not an error.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.map_err(ClientError::Stdout),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        written => written.map_err(ClientError::Stdout)?,
     }
+    match broke_off(&body, args.output) {
+        Some(message) => Err(ClientError::BrokeOff { message }),
+        None => Ok(()),
+    }
+}
+
+/// Why an answer ended early, as the server says at its end once rows have been sent.
+fn broke_off(body: &[u8], output: Output) -> Option<String> {
+    let end = match output {
+        Output::Table | Output::Json => body,
+        Output::Ndjson => body.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default(),
+        // A broken CSV answer breaks the connection, which is an error already.
+        Output::Csv => return None,
+    };
+    let end: serde_json::Value = match serde_json::from_slice(end) {
+        Ok(end) => end,
+        Err(error) if output != Output::Ndjson => return Some(format!("it is not JSON: {error}")),
+        Err(_empty) => return None,
+    };
+    let failed = end.get("error").filter(|failed| failed.get("code").is_some())?;
+    Some(failed["message"].as_str().unwrap_or("unknown error").to_owned())
 }
 
 /// Sends one statement to `POST /api/v1/sql` and returns the body of a successful answer.
 ///
 /// # Errors
 /// [`ClientError::Unreachable`] and [`ClientError::Refused`].
-pub async fn ask(server: SocketAddr, token: Option<&str>, sql: &str, format: &str) -> Result<Bytes, ClientError> {
-    let unreachable = |detail: String| ClientError::Unreachable { server, detail };
+pub async fn ask(server: &str, token: Option<&str>, sql: &str, format: &str) -> Result<Bytes, ClientError> {
+    let unreachable = |detail: String| ClientError::Unreachable { server: server.to_owned(), detail };
     let mut request = http::Request::post(format!("http://{server}/api/v1/sql?format={format}"))
         .header(http::header::CONTENT_TYPE, "application/sql");
     if let Some(token) = token {

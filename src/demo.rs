@@ -186,7 +186,7 @@ async fn play(args: &DemoArgs, addresses: Addresses, directory: &std::path::Path
     ));
 
     for (index, question) in QUESTIONS.iter().enumerate() {
-        let body = client::ask(http, None, question.sql, "json").await?;
+        let body = client::ask(&http.to_string(), None, question.sql, "json").await?;
         say(&format!("{}. {}\n", index + 1, question.title));
         for line in question.sql.lines() {
             say(&format!("   {line}"));

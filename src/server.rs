@@ -216,7 +216,8 @@ impl Server {
         } else {
             Arc::<Store>::clone(&store)
         };
-        let pipeline = Pipeline::start(&pipeline_config(config), log, &Clock::System, &mut registry, move |error| {
+        let pipeline_config = PipelineConfig { encode: !options.discard, ..pipeline_config(config) };
+        let pipeline = Pipeline::start(&pipeline_config, log, &Clock::System, &mut registry, move |error| {
             // The receiver is gone only when the process is ending anyway.
             drop(report_fatal.send(error));
         })
@@ -487,10 +488,11 @@ impl Reload {
                 self.successful.set(1);
                 self.level.set(loaded.log.level);
                 let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-                if running
-                    .as_ref()
-                    .is_some_and(|running| Config { log: loaded.log.clone(), ..running.clone() } != loaded)
-                {
+                if running.as_ref().is_some_and(|running| {
+                    let mut expected = running.clone();
+                    expected.log.level = loaded.log.level;
+                    expected != loaded
+                }) {
                     tracing::warn!(
                         "configuration reloaded; changes other than log.level take effect with the next start"
                     );
@@ -498,7 +500,7 @@ impl Reload {
                     tracing::info!(level = loaded.log.level.name(), "configuration reloaded");
                 }
                 if let Some(running) = running.as_mut() {
-                    running.log = loaded.log;
+                    running.log.level = loaded.log.level;
                 }
                 Ok(())
             }

@@ -177,9 +177,11 @@ async fn metrics_count_queries_by_outcome() {
     let (status, _, body) = send(&doors, Request::get("/metrics").body(Body::empty()).unwrap()).await;
     let text = String::from_utf8(body).unwrap();
     assert_eq!(status, 200);
-    for line in
-        ["query_queries_total{outcome=\"ok\"} 1", "query_queries_total{outcome=\"bad_query\"} 1", "query_running 0"]
-    {
+    for line in [
+        "godseye_query_queries_total{outcome=\"ok\"} 1",
+        "godseye_query_queries_total{outcome=\"bad_query\"} 1",
+        "godseye_query_running 0",
+    ] {
         assert!(text.contains(line), "{line}\n{text}");
     }
     assert_eq!(send(&doors, Request::get("/readyz").body(Body::empty()).unwrap()).await.0, 200);

@@ -65,6 +65,8 @@ pub struct PipelineConfig {
     pub log_queue_groups_max: usize,
     /// Active metric series per tenant.
     pub series_max: usize,
+    /// Whether groups are encoded for the log. A log that keeps nothing needs no bytes.
+    pub encode: bool,
 }
 
 impl Default for PipelineConfig {
@@ -76,6 +78,7 @@ impl Default for PipelineConfig {
             group_bytes_max: 8 << 20,
             log_queue_groups_max: 2,
             series_max: 1_000_000,
+            encode: true,
         }
     }
 }
@@ -241,6 +244,7 @@ impl Pipeline {
                 jobs: job_queue.clone(),
                 groups: groups.clone(),
                 group_bytes_max: config.group_bytes_max,
+                encode: config.encode,
                 clock: clock.clone(),
                 series: series.clone(),
                 metrics: metrics.clone(),
@@ -280,6 +284,7 @@ struct DecodeThread {
     jobs: Receiver<Job>,
     groups: Sender<Group>,
     group_bytes_max: usize,
+    encode: bool,
     clock: Clock,
     series: SeriesLimiter,
     metrics: Metrics,
@@ -309,7 +314,7 @@ impl DecodeThread {
             if replies.is_empty() {
                 continue;
             }
-            let encoded = catch_unwind(AssertUnwindSafe(|| entries(tenants, now)));
+            let encoded = catch_unwind(AssertUnwindSafe(|| entries(tenants, now, self.encode)));
             let encoded = encoded.map_err(|_panic| "a panic".to_owned());
             match encoded.and_then(|entries| entries.map_err(|error| error.to_string())) {
                 Ok(entries) => {
@@ -363,7 +368,11 @@ impl DecodeThread {
 
 /// The log entries of a group: one per tenant and table, with the ledger line of each signal on
 /// the first of its tables.
-fn entries(tenants: BTreeMap<TenantId, Gathered>, now: Timestamp) -> Result<Vec<Entry>, record::RecordError> {
+fn entries(
+    tenants: BTreeMap<TenantId, Gathered>,
+    now: Timestamp,
+    encode: bool,
+) -> Result<Vec<Entry>, record::RecordError> {
     let minute = now.floor_minute().0;
     let mut entries = Vec::new();
     for (tenant, mut gathered) in tenants {
@@ -375,7 +384,7 @@ fn entries(tenants: BTreeMap<TenantId, Gathered>, now: Timestamp) -> Result<Vec<
         };
         for (table, batch) in gathered.decoder.finish() {
             let meta = meta(table, &mut gathered.deltas);
-            let encoded = record::encode(&meta, Some(&batch))?;
+            let encoded = if encode { record::encode(&meta, Some(&batch))? } else { Vec::new() };
             entries.push(Entry { meta, batch: Some(batch), encoded });
         }
         // Signals of which every item was refused still count in the ledger.

@@ -247,7 +247,7 @@ impl Engine {
     /// Adds the engine's metrics to a registry.
     pub fn register(&self, registry: &mut Registry) {
         let metrics = &self.inner.metrics;
-        let registry = registry.sub_registry_with_prefix("query");
+        let registry = registry.sub_registry_with_prefix("godseye_query");
         registry.register("queries", "Queries ended, by outcome", metrics.queries.clone());
         registry.register("running", "Queries running", metrics.running.clone());
         registry.register("waiting", "Queries waiting for a permit", metrics.waiting.clone());

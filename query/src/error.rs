@@ -143,7 +143,9 @@ impl From<DataFusionError> for QueryError {
             | DataFusionError::Configuration(_)
             | DataFusionError::Execution(_)
             | DataFusionError::Diagnostic(..) => ErrorKind::BadQuery,
-            DataFusionError::ArrowError(..) if !is_storage(&error) => ErrorKind::BadQuery,
+            DataFusionError::ArrowError(..) | DataFusionError::ParquetError(_) if !is_storage(&error) => {
+                ErrorKind::BadQuery
+            }
             DataFusionError::ResourcesExhausted(_) => ErrorKind::Memory,
             // A pattern is part of the question; the regex crate's error arrives boxed.
             DataFusionError::External(inner) if inner.to_string().contains("regex") => ErrorKind::BadQuery,
@@ -160,6 +162,9 @@ impl From<DataFusionError> for QueryError {
             "Internal error: ",
             "Schema error: ",
             "This feature is not implemented: ",
+            "Parquet error: External: ",
+            "Compute error: ",
+            "Error evaluating filter predicate: ",
             "Execution error: ",
             "Arrow error: ",
             "SQL error: ",
@@ -187,7 +192,8 @@ impl From<DataFusionError> for QueryError {
 pub(crate) fn is_storage(error: &DataFusionError) -> bool {
     use arrow::error::ArrowError;
     match error {
-        DataFusionError::ParquetError(_) | DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) => true,
+        DataFusionError::ParquetError(inner) => !is_computation(inner),
+        DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) => true,
         DataFusionError::ArrowError(inner, _) => match inner.as_ref() {
             ArrowError::ParquetError(_) | ArrowError::IoError(..) | ArrowError::IpcError(_) => true,
             ArrowError::ExternalError(inner) => {
@@ -204,6 +210,18 @@ pub(crate) fn is_storage(error: &DataFusionError) -> bool {
         DataFusionError::Shared(inner) => is_storage(inner),
         DataFusionError::Collection(errors) => errors.iter().any(is_storage),
         _ => false,
+    }
+}
+
+/// Whether a scan failed in a filter that it evaluated for the query: `WHERE 1 / 0 > x` is the
+/// question's fault and no reason to suspect the segment.
+fn is_computation(error: &parquet::errors::ParquetError) -> bool {
+    use arrow::error::ArrowError;
+    let parquet::errors::ParquetError::External(inner) = error else { return false };
+    match inner.downcast_ref::<ArrowError>() {
+        Some(ArrowError::ParquetError(_) | ArrowError::IoError(..) | ArrowError::IpcError(_)) => false,
+        Some(_) => true,
+        None => inner.downcast_ref::<DataFusionError>().is_some_and(|inner| !is_storage(inner)),
     }
 }
 
