@@ -174,9 +174,17 @@ async fn metrics_count_queries_by_outcome() {
     let doors = doors(limits());
     post(&doors, "", "*/*", SQL).await;
     post(&doors, "", "*/*", "SELEC 1").await;
-    let (status, _, body) = send(&doors, Request::get("/metrics").body(Body::empty()).unwrap()).await;
-    let text = String::from_utf8(body).unwrap();
-    assert_eq!(status, 200);
+    let mut text = String::new();
+    // A query's own thread counts it as ended, a moment after its answer is there.
+    for _ in 0..500 {
+        let (status, _, body) = send(&doors, Request::get("/metrics").body(Body::empty()).unwrap()).await;
+        assert_eq!(status, 200);
+        text = String::from_utf8(body).unwrap();
+        if text.contains("godseye_query_running 0") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     for line in [
         "godseye_query_queries_total{outcome=\"ok\"} 1",
         "godseye_query_queries_total{outcome=\"bad_query\"} 1",
