@@ -9,8 +9,9 @@
 //! requests that arrive into one group. At low load a request is logged at once; at high load the
 //! groups grow until the disk is no longer the bottleneck.
 //!
-//! Every request gets exactly one outcome, and success only after `fdatasync` (I1). Bytes in flight
-//! are bounded before this point, by [`crate::admission`]; the queues bound their number (I6).
+//! Every request gets exactly one outcome, and success only after `fdatasync` (I1). Request
+//! bytes in flight are bounded before this point, by [`crate::admission`]; the queues bound their
+//! number (I6). What a request takes once decoded is bounded by limits on its items, not by a budget.
 //!
 //! Not here: sockets, wire formats, and what the store does with a group.
 

@@ -217,12 +217,6 @@ impl AttributesColumn {
         Ok(())
     }
 
-    /// The shape of the unfinished row and its values' hash input, for series identity.
-    #[must_use]
-    pub fn current_shape(&self) -> &[u8] {
-        &self.shape
-    }
-
     /// Ends the row.
     #[inline]
     pub fn end_row(&mut self) {

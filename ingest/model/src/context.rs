@@ -12,7 +12,7 @@
 
 use arrow::datatypes::DataType;
 
-use crate::value::{ItemError, KeyValue, Value, check_key_values, write_json_object, write_json_string};
+use crate::value::{ItemError, KeyValue, Value, check_key_values, write_json_object};
 use crate::wire::{Field, Reader, put_bytes};
 
 /// What a context describes.
@@ -185,15 +185,6 @@ pub fn service_name(resource: &[u8]) -> String {
         .flatten()
         .filter(|name| !name.is_empty())
         .unwrap_or_else(|| "unknown_service".to_owned())
-}
-
-/// Appends `text` as a JSON string or `null` when it is empty.
-pub fn write_json_or_null(text: &str, out: &mut String) {
-    if text.is_empty() {
-        out.push_str("null");
-    } else {
-        write_json_string(text, out);
-    }
 }
 
 #[cfg(test)]
