@@ -188,6 +188,7 @@ impl KindsCollector {
     }
 
     /// What was found.
+    #[cfg(test)]
     pub(crate) fn into_kinds(self) -> AttributeKinds {
         self.kinds
     }

@@ -9,18 +9,21 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::compute::interleave_record_batch;
+use model::signal::Table;
 use model::time::Timestamp;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
 
+use crate::catalog::AttributeKinds;
 use crate::config::CompactionConfig;
 use crate::error::StoreError;
-use crate::segment::{Packing, Segment, SegmentMeta, SegmentWriter, Written, read};
+use crate::gather::{Gatherer, Pick};
+use crate::layout::{self, Layout};
+use crate::segment::{Packing, Segment, SegmentFile, SegmentMeta, SegmentWriter, Varied, Written};
 use crate::sort::{MergeKey, TextNumbers};
 
 /// Rows of one batch that is read from an input or written to the output: a merge holds two such
 /// batches of each input, plus one row group.
-const BATCH_ROWS: usize = 4096;
+const BATCH_ROWS: usize = 8192;
 
 /// Segments to merge into one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,21 +111,33 @@ impl Cursor {
 }
 
 /// Merges sorted segments of one tenant and table into a file.
-pub(crate) fn merge(inputs: &[Arc<Segment>], path: &Path) -> Result<Written, MergeError> {
+///
+/// `kinds` are those of all of them.
+pub(crate) fn merge(inputs: &[Arc<Segment>], kinds: &AttributeKinds, path: &Path) -> Result<Written, MergeError> {
     let first = inputs.first().expect("a plan has inputs").meta();
     let table = first.table;
-    let mut writer = SegmentWriter::create(path, table, &first.tenant, Packing::MERGE).map_err(MergeError::Output)?;
-    let mut numbers = TextNumbers::default();
-    let mut pool: Vec<RecordBatch> = Vec::new();
-    let mut cursors = Vec::with_capacity(inputs.len());
+    let mut files = Vec::with_capacity(inputs.len());
     for (input, segment) in inputs.iter().enumerate() {
-        let reader = read(segment.path(), BATCH_ROWS).map_err(|error| MergeError::Input(input, error))?;
+        files.push(SegmentFile::open(segment.path(), table).map_err(|error| MergeError::Input(input, error))?);
+    }
+    let counts: Vec<Vec<u64>> = files.iter().map(SegmentFile::promoted_counts).collect();
+    let known = files.iter().zip(&counts).zip(inputs);
+    let known = known.map(|((file, counts), input)| (file.layout(), &counts[..], input.meta().rows));
+    let layout = layout::merged(table, known, kinds);
+    let varied = Varied::of_files(files.iter());
+    let writer = SegmentWriter::create(path, &layout, &first.tenant, Packing::MERGE, &varied);
+    let mut output = Output { layout, writer: writer.map_err(MergeError::Output)? };
+    let mut numbers = TextNumbers::default();
+    let mut pool: Vec<(usize, RecordBatch)> = Vec::new();
+    let mut cursors = Vec::with_capacity(inputs.len());
+    for (input, file) in files.iter().enumerate() {
+        let reader = file.rows(BATCH_ROWS).map_err(|error| MergeError::Input(input, error))?;
         let mut cursor = Cursor { input, reader, keys: Vec::new(), row: 0, pooled: 0 };
-        if refill(&mut cursor, &mut pool, &mut numbers, inputs)? {
+        if refill(&mut cursor, &mut pool, &mut numbers, table)? {
             cursors.push(cursor);
         }
     }
-    let mut picked: Vec<(usize, usize)> = Vec::with_capacity(BATCH_ROWS);
+    let mut picked: Vec<Pick> = Vec::with_capacity(BATCH_ROWS);
     while !cursors.is_empty() {
         let (least, bound) = least_two(&cursors, &numbers);
         // Rows of the least input go out until another's next row comes before them.
@@ -131,10 +146,10 @@ pub(crate) fn merge(inputs: &[Arc<Segment>], path: &Path) -> Result<Written, Mer
             picked.push((cursor.pooled, cursor.row));
             cursor.row += 1;
             if picked.len() == BATCH_ROWS {
-                write_picked(&mut picked, &mut pool, &mut cursors, &mut writer)?;
+                output.write(&mut picked, &mut pool, &mut cursors, &files)?;
             }
             let cursor = &mut cursors[least];
-            if cursor.head().is_none() && !refill(cursor, &mut pool, &mut numbers, inputs)? {
+            if cursor.head().is_none() && !refill(cursor, &mut pool, &mut numbers, table)? {
                 cursors.remove(least);
                 break;
             }
@@ -144,8 +159,8 @@ pub(crate) fn merge(inputs: &[Arc<Segment>], path: &Path) -> Result<Written, Mer
             }
         }
     }
-    write_picked(&mut picked, &mut pool, &mut cursors, &mut writer)?;
-    writer.finish().map_err(MergeError::Output)
+    output.write(&mut picked, &mut pool, &mut cursors, &files)?;
+    output.writer.finish().map_err(MergeError::Output)
 }
 
 /// The cursor with the least next row, and the next row of the runner-up.
@@ -170,58 +185,66 @@ fn least_two(cursors: &[Cursor], numbers: &TextNumbers) -> (usize, Option<MergeK
 /// Reads the next batch of an input; `false` at its end.
 fn refill(
     cursor: &mut Cursor,
-    pool: &mut Vec<RecordBatch>,
+    pool: &mut Vec<(usize, RecordBatch)>,
     numbers: &mut TextNumbers,
-    inputs: &[Arc<Segment>],
+    table: Table,
 ) -> Result<bool, MergeError> {
-    let segment = &inputs[cursor.input];
     for batch in cursor.reader.by_ref() {
         let failed = |error: StoreError| MergeError::Input(cursor.input, error);
         let batch = batch.map_err(StoreError::arrow("read a segment")).map_err(failed)?;
         if batch.num_rows() > 0 {
-            cursor.keys = numbers.keys(segment.meta().table, &batch).map_err(failed)?;
+            cursor.keys = numbers.keys(table, &batch).map_err(failed)?;
             cursor.row = 0;
             cursor.pooled = pool.len();
-            pool.push(batch);
+            pool.push((cursor.input, batch));
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// Writes the picked rows and lets go of batches that no cursor is in any more.
-fn write_picked(
-    picked: &mut Vec<(usize, usize)>,
-    pool: &mut Vec<RecordBatch>,
-    cursors: &mut [Cursor],
-    writer: &mut SegmentWriter,
-) -> Result<(), MergeError> {
-    if picked.is_empty() {
-        return Ok(());
+/// The file that is written.
+struct Output {
+    layout: Layout,
+    writer: SegmentWriter,
+}
+
+impl Output {
+    /// Writes the picked rows and lets go of batches that no cursor is in any more. Each batch of
+    /// the pool comes with its input.
+    fn write(
+        &mut self,
+        picked: &mut Vec<Pick>,
+        pool: &mut Vec<(usize, RecordBatch)>,
+        cursors: &mut [Cursor],
+        files: &[SegmentFile],
+    ) -> Result<(), MergeError> {
+        if picked.is_empty() {
+            return Ok(());
+        }
+        let sources: Vec<(&Layout, &RecordBatch)> =
+            pool.iter().map(|(input, batch)| (files[*input].layout(), batch)).collect();
+        let merged = Gatherer::new(&sources, &self.layout).and_then(|gatherer| gatherer.gather(picked));
+        picked.clear();
+        let kept = cursors
+            .iter_mut()
+            .enumerate()
+            .map(|(index, cursor)| std::mem::replace(&mut cursor.pooled, index))
+            .map(|pooled| pool[pooled].clone())
+            .collect();
+        *pool = kept;
+        merged.and_then(|merged| self.writer.write(&merged)).map_err(MergeError::Output)
     }
-    let batches: Vec<&RecordBatch> = pool.iter().collect();
-    let merged = interleave_record_batch(&batches, picked)
-        .map_err(|error| MergeError::Output(StoreError::arrow("merge rows")(error)))?;
-    picked.clear();
-    let kept = cursors
-        .iter_mut()
-        .enumerate()
-        .map(|(index, cursor)| std::mem::replace(&mut cursor.pooled, index))
-        .map(|pooled| pool[pooled].clone())
-        .collect();
-    *pool = kept;
-    writer.write(&merged).map_err(MergeError::Output)
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::catalog::AttributeKinds;
     use crate::sort::{is_sorted, sorted_batch};
-    use crate::testing::{random_batch, row_multiset};
+    use crate::segment::read;
+    use crate::testing::{kinds_of, laid_out, random_batch, row_multiset};
     use arrow::compute::concat_batches;
     use model::schema::schema;
-    use model::signal::Table;
     use model::tenant::TenantId;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
@@ -304,11 +327,14 @@ pub(crate) mod tests {
     fn write_segment(dir: &Path, table: Table, id: u64, batch: &RecordBatch) -> Arc<Segment> {
         let path = dir.join(format!("{id}.parquet"));
         let tenant = TenantId::default_tenant();
-        let mut writer = SegmentWriter::create(&path, table, &tenant, Packing::FLUSH).unwrap();
-        writer.write(&sorted_batch(table, [batch])).unwrap();
+        // Every other input is as version 1 wrote it.
+        let layout = if id % 2 == 0 { layout::choose(table, [batch], &kinds_of([batch])) } else { Layout::of_table(table) };
+        let sorted = laid_out(&sorted_batch(table, [batch]), &layout);
+        let mut writer = SegmentWriter::create(&path, &layout, &tenant, Packing::FLUSH, &Varied::default()).unwrap();
+        writer.write(&sorted).unwrap();
         writer.finish().unwrap();
         let meta = SegmentMeta { table, ..meta(id, 1) };
-        Segment::new(meta, AttributeKinds::default(), path)
+        Segment::new(meta, kinds_of([batch]), path)
     }
 
     fn check_merge(table: Table, sizes: &[usize], seed: u64) {
@@ -321,8 +347,8 @@ pub(crate) mod tests {
             .map(|(input, batch)| write_segment(dir.path(), table, input as u64, batch))
             .collect();
         let path = dir.path().join("merged");
-        let written = merge(&inputs, &path).unwrap();
-        let merged: Vec<RecordBatch> = read(&path, 1000).unwrap().map(|batch| batch.unwrap()).collect();
+        let written = merge(&inputs, &kinds_of(&batches), &path).unwrap();
+        let merged: Vec<RecordBatch> = read(&path, table, 1000).unwrap().map(|batch| batch.unwrap()).collect();
         assert_eq!(written.rows as usize, sizes.iter().sum::<usize>());
         assert_eq!(row_multiset(table, &merged), row_multiset(table, &batches));
         assert!(is_sorted(table, &concat_batches(&schema(table), &merged).unwrap()));

@@ -8,7 +8,8 @@
 //! # Layout
 //! - [`store`]: [`store::Store`]: append, snapshot, flush, compact, expire
 //! - [`wal`]: the write-ahead log; [`record`]: the bytes of an entry in it
-//! - [`segment`]: one Parquet file; [`catalog`]: the attribute keys in it
+//! - [`segment`]: one Parquet file; [`layout`]: its columns; [`gather`]: rows from one layout to another;
+//!   [`catalog`]: the attribute keys in it
 //! - [`compaction`] and [`retention`]: what to merge and what to delete, as pure plans
 //! - [`config`], [`error`], [`metrics`]: what their names say
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
@@ -17,6 +18,8 @@ pub mod catalog;
 pub mod compaction;
 pub mod config;
 pub mod error;
+pub mod gather;
+pub mod layout;
 mod lock;
 mod manifest;
 mod memtable;
@@ -33,7 +36,8 @@ pub mod wal;
 pub use catalog::{AttributeKinds, Container};
 pub use config::{CompactionConfig, StoreConfig};
 pub use error::StoreError;
+pub use layout::{Layout, Promoted};
 pub use metrics::Metrics;
 pub use record::LogEntryMeta;
-pub use segment::{Segment, SegmentMeta};
+pub use segment::{Segment, SegmentFile, SegmentMeta};
 pub use store::{Entry, ReplayProgress, Snapshot, Stats, Store, TableSnapshot};

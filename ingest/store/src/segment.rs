@@ -4,29 +4,37 @@
 //! handle that deletes the file once nobody reads it. Not here: which segments exist
 //! ([`crate::manifest`]) and which are merged ([`crate::compaction`]).
 
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arrow::array::{AsArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::{max, min};
-use arrow::datatypes::{DataType, Field, TimestampNanosecondType};
-use model::schema::{FORMAT_VERSION, schema};
+use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema, TimestampNanosecondType};
+use model::attributes::Kind;
 use model::signal::Table;
 use model::tenant::TenantId;
 use model::time::Timestamp;
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
-use parquet::file::metadata::{KeyValue, ParquetMetaDataReader, SortingColumn};
+use parquet::file::metadata::{ColumnChunkMetaData, KeyValue, ParquetMetaDataReader, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::schema::types::ColumnPath;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::catalog::AttributeKinds;
 use crate::error::{StoreError, is_damage};
+#[cfg(test)]
+use crate::gather::as_table;
+use crate::layout::{Layout, Promoted};
+
+/// The version of a segment's layout. Version 1 is the table's schema as it is; since version 2
+/// columns are promoted and left out ([`crate::layout`]).
+pub const SEGMENT_FORMAT_VERSION: u32 = 2;
 
 /// The extension of a segment's file.
 pub const SEGMENT_EXTENSION: &str = "parquet";
@@ -50,6 +58,12 @@ const PAGE_ROWS_MAX: usize = 10_000;
 /// The dictionary of stack frames, of which there are many distinct ones that still repeat, bytes:
 /// the default of 1 MiB would fall back to plain halfway through a row group.
 const LARGE_DICTIONARY_BYTES: usize = 4 << 20;
+
+/// Values of a sample below which it says nothing of how they repeat.
+const VARIED_VALUES_MIN: usize = 64;
+
+/// Values hardly repeat when more than this part of a sample is distinct.
+const VARIED_PART: (usize, usize) = (1, 3);
 
 /// Bytes that are read at once to compute a checksum.
 const CHECKSUM_CHUNK_BYTES: usize = 1 << 20;
@@ -80,7 +94,7 @@ pub struct SegmentMeta {
     pub tenant: TenantId,
     /// The table of its rows.
     pub table: Table,
-    /// [`model::schema::FORMAT_VERSION`] when it was written.
+    /// [`SEGMENT_FORMAT_VERSION`] when it was written.
     pub format_version: u32,
     /// Rows.
     pub rows: u64,
@@ -180,7 +194,7 @@ struct Leaf {
     top_level: bool,
 }
 
-fn leaves(table: Table) -> Vec<Leaf> {
+fn leaves(schema: &Schema) -> Vec<Leaf> {
     fn walk(field: &Field, prefix: &[String], out: &mut Vec<Leaf>) {
         let mut path = prefix.to_vec();
         path.push(field.name().clone());
@@ -194,21 +208,22 @@ fn leaves(table: Table) -> Vec<Leaf> {
         }
     }
     let mut out = Vec::new();
-    for field in schema(table).fields() {
+    for field in schema.fields() {
         walk(field, &[], &mut out);
     }
     out
 }
 
-/// The encodings of a table's columns.
-fn properties(table: Table, tenant: &TenantId, packing: Packing) -> WriterProperties {
+/// The encodings of a layout's columns.
+fn properties(layout: &Layout, tenant: &TenantId, packing: Packing, varied: &Varied) -> WriterProperties {
+    let table = layout.table();
     let level = ZstdLevel::try_new(packing.zstd_level).expect("the levels are constants that zstd has");
     let metadata = [
-        (METADATA_VERSION, FORMAT_VERSION.to_string()),
+        (METADATA_VERSION, SEGMENT_FORMAT_VERSION.to_string()),
         (METADATA_TABLE, table.name().to_owned()),
         (METADATA_TENANT, tenant.as_str().to_owned()),
     ];
-    let leaves = leaves(table);
+    let leaves = leaves(layout.schema());
     let sorting = table.sort_columns().iter().map(|column| SortingColumn {
         column_idx: leaves
             .iter()
@@ -228,9 +243,27 @@ fn properties(table: Table, tenant: &TenantId, packing: Packing) -> WriterProper
             metadata.into_iter().map(|(key, value)| KeyValue::new(key.to_owned(), value)).collect(),
         ));
     for leaf in &leaves {
-        builder = leaf_properties(builder, leaf, packing);
+        builder = match Promoted::of_column(&leaf.path[0]) {
+            Some(pair) => promoted_properties(builder, leaf, &pair, varied),
+            None => leaf_properties(builder, leaf, packing),
+        };
     }
     builder.build()
+}
+
+/// A promoted column is pruned by; what hardly repeats needs no dictionary.
+fn promoted_properties(
+    builder: WriterPropertiesBuilder,
+    leaf: &Leaf,
+    pair: &Promoted,
+    varied: &Varied,
+) -> WriterPropertiesBuilder {
+    let path = || ColumnPath::new(leaf.path.clone());
+    let builder = builder.set_column_statistics_enabled(path(), EnabledStatistics::Page);
+    let encoding =
+        if leaf.data_type == DataType::Utf8 { Encoding::DELTA_LENGTH_BYTE_ARRAY } else { Encoding::PLAIN };
+    let builder = if pair.kind == Kind::Bool { builder } else { builder.set_column_encoding(path(), encoding) };
+    if varied.0.contains(pair) { builder.set_column_dictionary_enabled(path(), false) } else { builder }
 }
 
 fn leaf_properties(builder: WriterPropertiesBuilder, leaf: &Leaf, packing: Packing) -> WriterPropertiesBuilder {
@@ -297,6 +330,56 @@ pub(crate) struct Written {
     pub(crate) checksum: u64,
 }
 
+/// Promoted pairs whose values hardly repeat.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Varied(BTreeSet<Promoted>);
+
+impl Varied {
+    /// Finds them in a sample of the rows, a batch of the layout.
+    pub(crate) fn in_sample(layout: &Layout, sample: &RecordBatch) -> Self {
+        let varied = |index: &usize| {
+            let column = sample.column(layout.promoted_column(*index));
+            let values = column.len() - column.null_count();
+            let distinct = distinct_values(column);
+            values > VARIED_VALUES_MIN && distinct * VARIED_PART.1 > values * VARIED_PART.0
+        };
+        Self((0..layout.promoted().len()).filter(varied).map(|index| layout.promoted()[index].clone()).collect())
+    }
+
+    /// What was varied in any input stays so.
+    pub(crate) fn of_files<'a>(files: impl Iterator<Item = &'a SegmentFile>) -> Self {
+        let mut varied = BTreeSet::new();
+        for file in files {
+            for (index, pair) in file.layout.promoted().iter().enumerate() {
+                let plain = file.promoted_chunks(index).any(|chunk| chunk.dictionary_page_offset().is_none());
+                if plain && pair.kind != Kind::Bool {
+                    varied.insert(pair.clone());
+                }
+            }
+        }
+        Self(varied)
+    }
+}
+
+fn distinct_values(column: &ArrayRef) -> usize {
+    let valid = (0..column.len()).filter(|row| column.is_valid(*row));
+    match column.data_type() {
+        DataType::Utf8 => {
+            let texts = column.as_string::<i32>();
+            valid.map(|row| texts.value(row)).collect::<HashSet<&str>>().len()
+        }
+        DataType::Int64 => {
+            let ints = column.as_primitive::<Int64Type>();
+            valid.map(|row| ints.value(row)).collect::<HashSet<i64>>().len()
+        }
+        DataType::Float64 => {
+            let doubles = column.as_primitive::<Float64Type>();
+            valid.map(|row| doubles.value(row).to_bits()).collect::<HashSet<u64>>().len()
+        }
+        _ => 0,
+    }
+}
+
 /// Writes a segment under a temporary name.
 pub(crate) struct SegmentWriter {
     writer: ArrowWriter<HashingFile>,
@@ -309,15 +392,23 @@ pub(crate) struct SegmentWriter {
 
 impl SegmentWriter {
     /// Creates the file; one of this name that a crash left is overwritten.
-    pub(crate) fn create(path: &Path, table: Table, tenant: &TenantId, packing: Packing) -> Result<Self, StoreError> {
+    pub(crate) fn create(
+        path: &Path,
+        layout: &Layout,
+        tenant: &TenantId,
+        packing: Packing,
+        varied: &Varied,
+    ) -> Result<Self, StoreError> {
+        let table = layout.table();
         let file = File::create(path).map_err(StoreError::io("create", path))?;
         let file = HashingFile { file, hash: Xxh3::new(), bytes: 0 };
-        let writer = ArrowWriter::try_new(file, schema(table), Some(properties(table, tenant, packing)))
+        let properties = properties(layout, tenant, packing, varied);
+        let writer = ArrowWriter::try_new(file, Arc::clone(layout.schema()), Some(properties))
             .map_err(StoreError::parquet("create", path))?;
         Ok(Self { writer, table, path: path.to_owned(), rows: 0, min_time: i64::MAX, max_time: i64::MIN })
     }
 
-    /// Appends rows, which must continue the table's order.
+    /// Appends rows of the layout, which must continue the table's order.
     pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), StoreError> {
         let times = batch
             .column_by_name(self.table.time_column())
@@ -344,12 +435,80 @@ impl SegmentWriter {
     }
 }
 
-/// Reads a segment from front to back in batches of so many rows, in the schema it was written in.
-pub(crate) fn read(path: &Path, batch_rows: usize) -> Result<ParquetRecordBatchReader, StoreError> {
-    let file = File::open(path).map_err(StoreError::io("open", path))?;
-    ParquetRecordBatchReaderBuilder::try_new_with_options(file, ArrowReaderOptions::new())
-        .and_then(|builder| builder.with_batch_size(batch_rows).build())
-        .map_err(StoreError::parquet("read", path))
+/// A segment's file, opened: its footer is read, its rows are not.
+#[derive(Debug)]
+pub struct SegmentFile {
+    path: PathBuf,
+    file: File,
+    metadata: ArrowReaderMetadata,
+    layout: Layout,
+}
+
+impl SegmentFile {
+    /// Opens a segment of a table, of any format version.
+    ///
+    /// # Errors
+    /// When it cannot be read, or its columns are not the table's.
+    pub fn open(path: &Path, table: Table) -> Result<Self, StoreError> {
+        let file = File::open(path).map_err(StoreError::io("open", path))?;
+        let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()).map_err(StoreError::parquet("read", path))?;
+        let layout = Layout::of_schema(table, metadata.schema())?;
+        Ok(Self { path: path.to_owned(), file, metadata, layout })
+    }
+
+    /// Its columns.
+    #[must_use]
+    pub const fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The chunks of a promoted column, one of each row group.
+    fn promoted_chunks(&self, index: usize) -> impl Iterator<Item = &ColumnChunkMetaData> {
+        let name = self.layout.promoted()[index].column_name();
+        self.metadata
+            .metadata()
+            .row_groups()
+            .iter()
+            .filter_map(move |group| group.columns().iter().find(|chunk| chunk.column_path().parts() == [name.as_str()]))
+    }
+
+    /// How many rows have a value in each promoted column.
+    pub(crate) fn promoted_counts(&self) -> Vec<u64> {
+        let of_chunk = |chunk: &ColumnChunkMetaData| {
+            let nulls = chunk.statistics().and_then(|statistics| statistics.null_count_opt()).unwrap_or(0);
+            u64::try_from(chunk.num_values()).unwrap_or(0).saturating_sub(nulls)
+        };
+        (0..self.layout.promoted().len()).map(|index| self.promoted_chunks(index).map(of_chunk).sum()).collect()
+    }
+
+    /// The rows from front to back, in batches of so many, in the file's layout.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn rows(&self, batch_rows: usize) -> Result<ParquetRecordBatchReader, StoreError> {
+        let file = self.file.try_clone().map_err(StoreError::io("open", &self.path))?;
+        ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
+            .with_batch_size(batch_rows)
+            .build()
+            .map_err(StoreError::parquet("read", &self.path))
+    }
+}
+
+/// Reads a segment from front to back in batches of so many rows, as the table has them.
+///
+/// # Errors
+/// When it cannot be read.
+#[cfg(test)]
+pub(crate) fn read(
+    path: &Path,
+    table: Table,
+    batch_rows: usize,
+) -> Result<impl Iterator<Item = Result<RecordBatch, StoreError>>, StoreError> {
+    let file = SegmentFile::open(path, table)?;
+    let rows = file.rows(batch_rows)?;
+    Ok(rows.map(move |batch| {
+        batch.map_err(StoreError::arrow("read a segment")).and_then(|batch| as_table(file.layout(), &batch))
+    }))
 }
 
 /// Checks that a file is there, has its size, and ends with a footer for its rows, table and
@@ -358,8 +517,8 @@ pub(crate) fn read(path: &Path, batch_rows: usize) -> Result<ParquetRecordBatchR
 /// # Errors
 /// When the file cannot be looked at, which says nothing about it.
 pub(crate) fn check_footer(path: &Path, meta: &SegmentMeta) -> Result<Result<(), String>, StoreError> {
-    if meta.format_version > FORMAT_VERSION {
-        let (found, supported) = (meta.format_version, FORMAT_VERSION);
+    if meta.format_version > SEGMENT_FORMAT_VERSION {
+        let (found, supported) = (meta.format_version, SEGMENT_FORMAT_VERSION);
         return Err(StoreError::NewerFormat { path: path.to_owned(), found, supported });
     }
     let opened = File::open(path).and_then(|file| file.metadata().map(|metadata| (file, metadata.len())));
@@ -407,8 +566,10 @@ pub(crate) fn checksum(path: &Path) -> io::Result<u64> {
 mod tests {
     use super::*;
     use crate::sort::sorted_batch;
-    use crate::testing::{random_batch, row_multiset, same_rows_in_order};
+    use crate::layout;
+    use crate::testing::{kinds_of, laid_out, random_batch, row_multiset, same_rows_in_order};
     use arrow::compute::concat_batches;
+    use model::schema::schema;
 
     #[test]
     fn segments_of_every_table_round_trip() {
@@ -419,15 +580,19 @@ mod tests {
                 let path = dir.path().join(format!("{table}.parquet"));
                 let batches: Vec<RecordBatch> = (0..3).map(|seed| random_batch(table, 700, seed)).collect();
                 let sorted = sorted_batch(table, &batches);
-                let mut writer = SegmentWriter::create(&path, table, &tenant, packing).unwrap();
-                writer.write(&sorted.slice(0, 900)).unwrap();
-                writer.write(&sorted.slice(900, sorted.num_rows() - 900)).unwrap();
+                let layout = layout::choose(table, &batches, &kinds_of(&batches));
+                assert!(!layout.promoted().is_empty(), "{table}");
+                let rows = laid_out(&sorted, &layout);
+                let varied = Varied::in_sample(&layout, &rows);
+                let mut writer = SegmentWriter::create(&path, &layout, &tenant, packing, &varied).unwrap();
+                writer.write(&rows.slice(0, 900)).unwrap();
+                writer.write(&rows.slice(900, rows.num_rows() - 900)).unwrap();
                 let written = writer.finish().unwrap();
                 assert_eq!(written.rows, 2100);
                 assert_eq!(written.bytes, std::fs::metadata(&path).unwrap().len());
                 assert_eq!(written.checksum, checksum(&path).unwrap());
 
-                let reader = read(&path, 512).unwrap();
+                let reader = read(&path, table, 512).unwrap();
                 let read: Vec<RecordBatch> = reader.map(|batch| batch.unwrap()).collect();
                 for batch in &read {
                     assert_eq!(batch.schema().fields(), schema(table).fields(), "{table}");
@@ -444,7 +609,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         let tenant = TenantId::default_tenant();
-        let mut writer = SegmentWriter::create(&path, Table::Spans, &tenant, Packing::FLUSH).unwrap();
+        let layout = Layout::of_table(Table::Spans);
+        let mut writer =
+            SegmentWriter::create(&path, &layout, &tenant, Packing::FLUSH, &Varied::default()).unwrap();
         writer.write(&sorted_batch(Table::Spans, [&random_batch(Table::Spans, 500, 1)])).unwrap();
         writer.finish().unwrap();
         let footer = ParquetMetaDataReader::new()

@@ -8,13 +8,12 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, RecordBatch, UInt32Array};
-use arrow::compute::{concat_batches, take_record_batch};
+use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Int32Type, TimestampNanosecondType};
-use model::schema::schema;
 use model::signal::Table;
 
 use crate::error::StoreError;
+use crate::gather::{Gatherer, Pick};
 
 /// The sort columns of a batch.
 struct Columns<'a> {
@@ -49,58 +48,29 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// Rows of one table and their order; they are put into it piece by piece, so that a flush does
-/// not hold a second copy of everything.
-#[derive(Debug)]
-pub(crate) struct SortedRows {
-    rows: RecordBatch,
-    /// `None` when they are in order as they are.
-    order: Option<UInt32Array>,
-}
-
-impl SortedRows {
-    /// The rows, in no order.
-    pub(crate) const fn unordered(&self) -> &RecordBatch {
-        &self.rows
+/// The rows of all batches, which are in the table's own layout, in order. Rows with equal keys
+/// stay in theirs.
+///
+/// # Errors
+/// [`StoreError::SchemaMismatch`] when a sort column is missing or of another type.
+pub(crate) fn order(table: Table, batches: &[&RecordBatch], gatherer: &Gatherer) -> Result<Vec<Pick>, StoreError> {
+    let mismatch = || StoreError::SchemaMismatch { table: table.name() };
+    let texts = gatherer.dictionary(table, table.sort_columns()[0]).ok_or_else(mismatch)?;
+    let ranks = ranks(texts.values().as_string_opt().ok_or_else(mismatch)?);
+    let rows = batches.iter().map(|batch| batch.num_rows()).sum();
+    let mut keys: Vec<(u32, u64, i64, Pick)> = Vec::with_capacity(rows);
+    for (source, batch) in batches.iter().enumerate() {
+        let columns = Columns::of(table, batch)?;
+        for row in 0..batch.num_rows() {
+            let pick = (source, row);
+            let rank = texts.key(pick).and_then(|key| ranks.get(key)).copied().unwrap_or(0);
+            keys.push((rank, columns.id(row), columns.times[row], pick));
+        }
     }
-
-    /// The rows in order, so many at a time.
-    pub(crate) fn pieces(&self, rows_max: usize) -> impl Iterator<Item = Result<RecordBatch, StoreError>> {
-        let rows = self.rows.num_rows();
-        (0..rows).step_by(rows_max).map(move |start| {
-            let length = rows_max.min(rows - start);
-            match &self.order {
-                None => Ok(self.rows.slice(start, length)),
-                Some(order) => {
-                    take_record_batch(&self.rows, &order.slice(start, length)).map_err(StoreError::arrow("sort rows"))
-                }
-            }
-        })
+    if !keys.is_sorted() {
+        keys.sort_unstable();
     }
-}
-
-/// Joins batches of one table and sorts their rows. Rows with equal keys stay in their order.
-pub(crate) fn sort_batches<'a>(
-    table: Table,
-    batches: impl IntoIterator<Item = &'a RecordBatch>,
-) -> Result<SortedRows, StoreError> {
-    let all = concat_batches(&schema(table), batches).map_err(StoreError::arrow("join rows"))?;
-    let columns = Columns::of(table, &all)?;
-    let ranks = ranks(columns.texts);
-    let rank = |row: usize| ranks.get(columns.text_keys[row].unsigned_abs() as usize).copied().unwrap_or(0);
-    let rows = u32::try_from(all.num_rows()).expect("a memtable is flushed long before it has 2^32 rows");
-    let mut order: Vec<(u32, u64, i64, u32)> = (0..rows)
-        .map(|row| {
-            let at = row as usize;
-            (rank(at), columns.id(at), columns.times[at], row)
-        })
-        .collect();
-    if order.is_sorted() {
-        return Ok(SortedRows { rows: all, order: None });
-    }
-    order.sort_unstable();
-    let order = UInt32Array::from_iter_values(order.into_iter().map(|key| key.3));
-    Ok(SortedRows { rows: all, order: Some(order) })
+    Ok(keys.into_iter().map(|key| key.3).collect())
 }
 
 /// For each value of a dictionary its place in byte order; equal values have equal ranks.
@@ -169,12 +139,14 @@ impl TextNumbers {
     }
 }
 
-/// As [`sort_batches`], all rows in one batch.
+/// The rows of all batches in order, in one batch.
 #[cfg(test)]
 pub(crate) fn sorted_batch<'a>(table: Table, batches: impl IntoIterator<Item = &'a RecordBatch>) -> RecordBatch {
-    let sorted = sort_batches(table, batches).unwrap();
-    let pieces: Vec<RecordBatch> = sorted.pieces(7).map(|piece| piece.unwrap()).collect();
-    concat_batches(&schema(table), &pieces).unwrap()
+    let layout = crate::layout::Layout::of_table(table);
+    let batches: Vec<&RecordBatch> = batches.into_iter().collect();
+    let sources: Vec<_> = batches.iter().map(|batch| (&layout, *batch)).collect();
+    let gatherer = Gatherer::new(&sources, &layout).unwrap();
+    gatherer.gather(&order(table, &batches, &gatherer).unwrap()).unwrap()
 }
 
 /// Whether a batch is in its table's order.
@@ -189,6 +161,8 @@ pub(crate) fn is_sorted(table: Table, batch: &RecordBatch) -> bool {
 mod tests {
     use super::*;
     use crate::testing::{random_batch, row_multiset};
+    use arrow::compute::concat_batches;
+    use model::schema::schema;
 
     #[test]
     fn sorting_orders_rows_and_keeps_them() {

@@ -16,26 +16,28 @@ use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use model::ledger::{LedgerDelta, LedgerLine};
-use model::schema::{FORMAT_VERSION, schema};
+use model::schema::schema;
 use model::signal::Table;
 use model::tenant::TenantId;
 use model::time::Timestamp;
 
-use crate::catalog::{AttributeKinds, KindsCollector};
+use crate::catalog::AttributeKinds;
 use crate::compaction::{self, MergeError};
 use crate::config::StoreConfig;
 use crate::error::{StoreError, is_damage};
+use crate::gather::{Gatherer, Pick};
+use crate::layout::{self, Layout};
 use crate::lock::{DataDir, create_dir_durably, sync_dir};
 use crate::manifest::{FlushCommit, Manifest};
-use crate::memtable::{Memtable, batch_bytes};
+use crate::memtable::{Memtable, TenantRows, batch_bytes};
 use crate::metrics::{Metrics, gauge};
 use crate::record::{GROUP_KIND, LogEntryMeta, RecordError, decode_if, group_entries, group_head};
 use crate::retention;
 use crate::segment::{
-    Packing, SEGMENT_EXTENSION, Segment, SegmentMeta, SegmentWriter, TEMPORARY_EXTENSION, check_footer, checksum,
-    file_name,
+    Packing, SEGMENT_EXTENSION, SEGMENT_FORMAT_VERSION, Segment, SegmentMeta, SegmentWriter, TEMPORARY_EXTENSION,
+    Varied, Written, check_footer, checksum, file_name,
 };
-use crate::sort::sort_batches;
+use crate::sort;
 use crate::wal::{self, Record, Recovery, Wal, WalOptions};
 
 /// How often the flusher looks at ages when nothing wakes it: half a second is below what anybody
@@ -54,6 +56,9 @@ const MEMTABLE_PRESSURE: (u64, u64) = (3, 4);
 /// Rows that a flush puts in order and writes at a time: enough for columns to pay off, few enough
 /// to stay in a cache.
 const FLUSH_PIECE_ROWS: usize = 8192;
+
+/// Rows by which it is judged how a column's values repeat.
+const SAMPLE_ROWS: usize = 1024;
 
 /// How much nicer than the rest of the process the compactor is.
 const COMPACTOR_NICE: i32 = 10;
@@ -845,15 +850,8 @@ impl Store {
         for (tenant, rows) in memtable.tenants() {
             let place = SegmentPlace { tenant, table, seqs: (seq_min, seq_max), level: 0, created_at: now };
             let outcome = self.write_new(&place, Step::AfterParquetWriteBeforeRename, |path| {
-                let sorted = sort_batches(table, rows.batches().iter().map(|batch| &**batch))?;
-                // The dictionaries are joined here, so keys are found as exactly as they can be.
-                let mut collector = KindsCollector::default();
-                collector.add(sorted.unordered());
-                let mut writer = SegmentWriter::create(path, table, tenant, Packing::FLUSH)?;
-                for piece in sorted.pieces(FLUSH_PIECE_ROWS) {
-                    writer.write(&piece?)?;
-                }
-                Ok((writer.finish()?, collector.into_kinds()))
+                let written = write_sorted(table, tenant, rows, path)?;
+                Ok((written, AttributeKinds::clone(rows.kinds())))
             });
             match outcome {
                 Ok(segment) => segments.push(segment),
@@ -874,7 +872,7 @@ impl Store {
         &self,
         place: &SegmentPlace<'_>,
         before_rename: Step,
-        write: impl FnOnce(&Path) -> Result<(crate::segment::Written, AttributeKinds), StoreError>,
+        write: impl FnOnce(&Path) -> Result<(Written, AttributeKinds), StoreError>,
     ) -> Result<Arc<Segment>, StoreError> {
         let dir = self.dir.segment_dir(place.tenant, place.table);
         create_dir_durably(&dir)?;
@@ -901,7 +899,7 @@ impl Store {
             id,
             tenant: place.tenant.clone(),
             table: place.table,
-            format_version: FORMAT_VERSION,
+            format_version: SEGMENT_FORMAT_VERSION,
             rows: written.rows,
             bytes: written.bytes,
             min_time: written.min_time,
@@ -978,7 +976,7 @@ impl Store {
         }
         let mut unreadable = None;
         let output = self.write_new(&place, Step::CompactionBeforeCommit, |path| {
-            let written = compaction::merge(inputs, path).map_err(|error| match error {
+            let written = compaction::merge(inputs, &kinds, path).map_err(|error| match error {
                 MergeError::Input(input, error) => {
                     unreadable = Some(input);
                     error
@@ -1117,6 +1115,28 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Writes the rows of a memtable in order, in the layout that suits them.
+fn write_sorted(
+    table: Table,
+    tenant: &TenantId,
+    rows: &TenantRows,
+    path: &Path,
+) -> Result<Written, StoreError> {
+    let batches: Vec<&RecordBatch> = rows.batches().iter().map(|batch| &**batch).collect();
+    let own = Layout::of_table(table);
+    let layout = layout::choose(table, batches.iter().copied(), rows.kinds());
+    let sources: Vec<(&Layout, &RecordBatch)> = batches.iter().map(|batch| (&own, *batch)).collect();
+    let gatherer = Gatherer::new(&sources, &layout)?;
+    let order = sort::order(table, &batches, &gatherer)?;
+    let sample: Vec<Pick> = order.iter().step_by(order.len().div_ceil(SAMPLE_ROWS).max(1)).copied().collect();
+    let varied = Varied::in_sample(&layout, &gatherer.gather(&sample)?);
+    let mut writer = SegmentWriter::create(path, &layout, tenant, Packing::FLUSH, &varied)?;
+    for picks in order.chunks(FLUSH_PIECE_ROWS) {
+        writer.write(&gatherer.gather(picks)?)?;
+    }
+    writer.finish()
 }
 
 /// Whose segment is written, and what is known of it before.

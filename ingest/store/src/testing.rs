@@ -25,6 +25,10 @@ use model::wire::put_bytes;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::catalog::{AttributeKinds, KindsCollector};
+use crate::gather::Gatherer;
+use crate::layout::Layout;
+
 /// One hour, nanoseconds; random times are within one of [`EPOCH`].
 pub(crate) const HOUR: i64 = 3_600_000_000_000;
 
@@ -207,6 +211,22 @@ pub(crate) fn row_multiset(table: Table, batches: &[RecordBatch]) -> Vec<Vec<u8>
     }
     rows.sort_unstable();
     rows
+}
+
+/// The attribute keys of rows.
+pub(crate) fn kinds_of<'a>(batches: impl IntoIterator<Item = &'a RecordBatch>) -> AttributeKinds {
+    let mut collector = KindsCollector::default();
+    batches.into_iter().for_each(|batch| {
+        collector.add(batch);
+    });
+    collector.kinds().clone()
+}
+
+/// Rows of a table's own layout in another.
+pub(crate) fn laid_out(batch: &RecordBatch, layout: &Layout) -> RecordBatch {
+    let own = Layout::of_table(layout.table());
+    let picks: Vec<(usize, usize)> = (0..batch.num_rows()).map(|row| (0, row)).collect();
+    Gatherer::new(&[(&own, batch)], layout).unwrap().gather(&picks).unwrap()
 }
 
 /// Row by row equality through values, whatever the dictionaries look like.
