@@ -271,7 +271,14 @@ pub(crate) mod tests {
     }
 
     fn config() -> CompactionConfig {
-        CompactionConfig { inputs_max: 6, small_bytes: 100, output_bytes_max: 5000, ..CompactionConfig::default() }
+        CompactionConfig {
+            inputs_min: 4,
+            inputs_max: 6,
+            small_bytes: 100,
+            class_factor: 4,
+            output_bytes_max: 5000,
+            ..CompactionConfig::default()
+        }
     }
 
     #[test]

@@ -93,8 +93,9 @@ impl StoreConfig {
 /// When segments are merged. A merge takes segments of one tenant, table, day and size class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompactionConfig {
-    /// The fewest segments worth a merge while their day is still open. Four inputs of one class
-    /// make one output of the next, so each row is rewritten once a class.
+    /// The fewest segments worth a merge while their day is still open. So many inputs of one class
+    /// make one output of the next, so each row is rewritten once a class: twice from a flush to
+    /// the largest segments.
     pub inputs_min: usize,
     /// The fewest segments worth a merge once their day is closed: no more will come, and fewer,
     /// larger files read better for the rest of the retention.
@@ -117,12 +118,12 @@ pub struct CompactionConfig {
 impl Default for CompactionConfig {
     fn default() -> Self {
         Self {
-            inputs_min: 4,
+            inputs_min: 8,
             inputs_closed_day_min: 2,
             inputs_max: 16,
             output_bytes_max: 256 * MIB,
             small_bytes: 2 * MIB,
-            class_factor: 4,
+            class_factor: 8,
             day_closed_after_ns: 3600 * Timestamp::NANOS_PER_SECOND,
             // A plan is a pass over the list of segments: cheap enough for every ten seconds.
             interval_ms: 10_000,
