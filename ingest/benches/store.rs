@@ -60,8 +60,8 @@ fn store(signal: Signal, bodies: &[bytes::Bytes], flush_every: Option<usize>) ->
 
 /// CPU time of this thread, nanoseconds: what others do on the machine is not in it.
 fn cpu_ns() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+    let times = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux tells a thread's CPU time");
+    times.split(' ').next().and_then(|time| time.parse().ok()).expect("its first number is nanoseconds")
 }
 
 /// The least of some runs, nanoseconds a row.

@@ -19,7 +19,8 @@ use arrow::datatypes::{DataType, Field, FieldRef, Int32Type, Int64Type, Timestam
 use datafusion::common::{ScalarValue, exec_err, plan_err};
 use datafusion::error::Result;
 use datafusion::logical_expr::{
-    ColumnarValue, Expr, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+    ColumnarValue, Expr, ExpressionPlacement, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
+    Volatility,
 };
 use model::attributes::{AttributesView, Kind, Kinds, attributes_type};
 use model::context::{Context, context_type};
@@ -271,6 +272,14 @@ impl ScalarUDFImpl for Function {
         &self.signature
     }
 
+    fn placement(&self, args: &[ExpressionPlacement]) -> ExpressionPlacement {
+        match (self.which, args) {
+            // Into the scan, which may have the attribute as a column of its own (see [`crate::layout`]).
+            (Which::Attribute, [_, ExpressionPlacement::Literal]) => ExpressionPlacement::MoveTowardsLeafNodes,
+            _ => ExpressionPlacement::KeepInPlace,
+        }
+    }
+
     fn return_type(&self, _arg_types: &[DataType]) -> Result<DataType> {
         datafusion::common::internal_err!("the type of {} depends on its arguments", self.name())
     }
@@ -384,7 +393,7 @@ fn check_output(bytes: usize, what: &str) -> Result<()> {
 }
 
 /// Builds the values of one attribute in its planned SQL type.
-enum AttributeBuilder {
+pub(crate) enum AttributeBuilder {
     Text(StringBuilder),
     Int(Int64Builder),
     Double(Float64Builder),
@@ -392,7 +401,7 @@ enum AttributeBuilder {
 }
 
 impl AttributeBuilder {
-    fn new(data_type: &DataType, rows: usize) -> Self {
+    pub(crate) fn new(data_type: &DataType, rows: usize) -> Self {
         match data_type {
             DataType::Int64 => Self::Int(Int64Builder::with_capacity(rows)),
             DataType::Float64 => Self::Double(Float64Builder::with_capacity(rows)),
@@ -403,7 +412,7 @@ impl AttributeBuilder {
 
     /// Appends a value; one that the type cannot hold (the observed kinds rule that out) is null.
     #[expect(clippy::cast_precision_loss, reason = "a key with ints and doubles is a double, documented in the model")]
-    fn push(&mut self, value: Option<&Value<'_>>) {
+    pub(crate) fn push(&mut self, value: Option<&Value<'_>>) {
         match self {
             Self::Text(builder) => match value {
                 Some(Value::String(text)) => builder.append_value(text),
@@ -425,7 +434,7 @@ impl AttributeBuilder {
         }
     }
 
-    fn finish(self) -> ArrayRef {
+    pub(crate) fn finish(self) -> ArrayRef {
         match self {
             Self::Text(mut builder) => Arc::new(builder.finish()),
             Self::Int(mut builder) => Arc::new(builder.finish()),

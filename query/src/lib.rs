@@ -13,7 +13,7 @@
 //! - [`guard`]: limits on the text and the statement, before anything is planned
 //! - [`bounds`]: limits on the plan, before anything is optimised or run
 //! - [`source`]: what the engine needs from storage; [`StoreSource`]: the store, as that
-//! - [`provider`]: a physical table as a scan with pruning
+//! - [`provider`]: a physical table as a scan with pruning; `layout`: the columns of its files
 //! - [`tables`]: the logical tables people type
 //! - [`functions`], [`rewrite`]: typed attribute access and hex ids
 //! - [`render`]: answers as text and Arrow
@@ -25,6 +25,7 @@ pub mod engine;
 pub mod error;
 pub mod functions;
 pub mod guard;
+mod layout;
 pub mod provider;
 pub mod render;
 pub mod rewrite;

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::pruning::PruningStatistics;
 use datafusion::common::stats::Precision;
+use datafusion::common::tree_node::{TreeNode as _, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, ScalarValue, Statistics};
 use datafusion::config::TableParquetOptions;
 use datafusion::datasource::TableType;
@@ -25,6 +26,7 @@ use datafusion::error::Result;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
+use datafusion::physical_expr::{PhysicalExpr, conjunction_opt};
 use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::union::UnionExec;
@@ -33,6 +35,7 @@ use model::signal::Table;
 use object_store::ObjectMeta;
 use object_store::path::Path;
 
+use crate::layout::{AdapterFactory, attribute_key};
 use crate::source::{SegmentFile, TableSnapshot};
 
 /// Where the engine registers the local disk. No SQL can name it: there are no URL tables.
@@ -92,11 +95,32 @@ impl PhysicalTable {
         Ok(predicate.prune(&ranges).unwrap_or(all))
     }
 
+    /// The filters on attributes. To the optimizer they are on a struct, which it does not push into
+    /// a scan; but many files have the attribute as a plain column. The filter above the scan stays
+    /// and sees to the others.
+    fn attribute_predicate(&self, state: &dyn Session, filters: &[Expr]) -> Result<Option<Arc<dyn PhysicalExpr>>> {
+        let df_schema = DFSchema::try_from(Arc::clone(&self.schema))?;
+        let mut predicates = Vec::new();
+        for filter in filters {
+            let predicate = state.create_physical_expr(filter.clone(), &df_schema)?;
+            let mut is_on_attribute = false;
+            predicate.apply(|expr| {
+                is_on_attribute |= attribute_key(expr).is_some();
+                Ok(if is_on_attribute { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+            })?;
+            if is_on_attribute {
+                predicates.push(predicate);
+            }
+        }
+        Ok(conjunction_opt(predicates))
+    }
+
     fn scan_segments(
         &self,
         state: &dyn Session,
         segments: &[SegmentFile],
         projection: Option<&Vec<usize>>,
+        filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let url = ObjectStoreUrl::parse(SEGMENT_STORE)?;
@@ -119,10 +143,13 @@ impl PhysicalTable {
             runtime.object_store(url.clone())?,
             runtime.cache_manager.get_file_metadata_cache(),
         );
-        let source = ParquetSource::new(Arc::clone(&self.schema))
+        let mut source = ParquetSource::new(Arc::clone(&self.schema))
             .with_table_parquet_options(parquet)
             .with_parquet_file_reader_factory(Arc::new(readers))
             .with_pushdown_filters(true);
+        if let Some(predicate) = self.attribute_predicate(state, filters)? {
+            source = source.with_predicate(predicate);
+        }
         let rows: u64 = segments.iter().map(|segment| segment.rows).sum();
         let statistics = Statistics {
             num_rows: Precision::Exact(usize::try_from(rows).unwrap_or(usize::MAX)),
@@ -134,6 +161,7 @@ impl PhysicalTable {
             .with_statistics(statistics)
             .with_projection_indices(projection.cloned())?
             .with_limit(limit)
+            .with_expr_adapter(Some(Arc::new(AdapterFactory(self.table))))
             .build();
         Ok(DataSourceExec::from_data_source(config))
     }
@@ -226,7 +254,7 @@ impl TableProvider for PhysicalTable {
 
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(2);
         if !segments.is_empty() {
-            inputs.push(self.scan_segments(state, &segments, projection, limit)?);
+            inputs.push(self.scan_segments(state, &segments, projection, filters, limit)?);
             self.counters.scanned.lock().unwrap_or_else(PoisonError::into_inner).extend(segments);
         }
         if memory_rows > 0 || inputs.is_empty() {

@@ -48,7 +48,18 @@ impl Gatherer {
         }) {
             return Err(mismatch());
         }
-        let attributes = Attributes::new(sources, to).ok_or_else(mismatch)?;
+        let given: Option<Vec<Given<'_>>> = sources
+            .iter()
+            .map(|(layout, batch)| {
+                let promoted = (0..layout.promoted().len()).map(|index| layout.promoted_column(index));
+                Some(Given {
+                    layout,
+                    attributes: batch.column_by_name(ATTRIBUTES)?.as_struct_opt()?,
+                    promoted: promoted.map(|column| Arc::clone(batch.column(column))).collect(),
+                })
+            })
+            .collect();
+        let attributes = given.and_then(|given| Attributes::new(given, to)).ok_or_else(mismatch)?;
         let mut columns = Vec::with_capacity(to.schema().fields().len());
         for (at, field) in schema(table).fields().iter().enumerate() {
             if to.base_column(at).is_none() {
@@ -98,6 +109,25 @@ pub fn as_table(layout: &Layout, batch: &RecordBatch) -> Result<RecordBatch, Sto
     let gatherer = Gatherer::new(&[(layout, batch)], &Layout::of_table(layout.table()))?;
     let picks: Vec<Pick> = (0..batch.num_rows()).map(|row| (0, row)).collect();
     gatherer.gather(&picks)
+}
+
+/// `attributes` as the table has it, from the columns of a file: its own `attributes`, then its
+/// promoted columns in their order.
+///
+/// # Errors
+/// [`StoreError::SchemaMismatch`] when these are not the columns of the layout.
+pub fn assemble_attributes(layout: &Layout, columns: &[ArrayRef]) -> Result<ArrayRef, StoreError> {
+    let mismatch = || StoreError::SchemaMismatch { table: layout.table().name() };
+    let (attributes, promoted) = columns.split_first().ok_or_else(mismatch)?;
+    if promoted.len() != layout.promoted().len() {
+        return Err(mismatch());
+    }
+    let to = Layout::of_table(layout.table());
+    let given = Given { layout, attributes: attributes.as_struct_opt().ok_or_else(mismatch)?, promoted: promoted.to_vec() };
+    let rows = attributes.len();
+    let picks: Vec<Pick> = (0..rows).map(|row| (0, row)).collect();
+    let attributes = Attributes::new(vec![given], &to).ok_or_else(mismatch)?;
+    attributes.lists(&to).gather(&picks).map_err(StoreError::arrow("put attributes together"))
 }
 
 /// One dictionary for all sources.
@@ -330,6 +360,13 @@ impl Source {
     }
 }
 
+/// The columns of one source that its attributes are in.
+struct Given<'a> {
+    layout: &'a Layout,
+    attributes: &'a StructArray,
+    promoted: Vec<ArrayRef>,
+}
+
 /// The attributes of all sources: shapes joined, and the way to each value.
 struct Attributes {
     shapes: Arc<JoinedDictionary>,
@@ -341,27 +378,24 @@ struct Attributes {
 }
 
 impl Attributes {
-    fn new(sources: &[(&Layout, &RecordBatch)], to: &Layout) -> Option<Self> {
+    fn new(sources: Vec<Given<'_>>, to: &Layout) -> Option<Self> {
         let mut layouts: Vec<&Layout> = Vec::new();
         let mut shapes = Vec::with_capacity(sources.len());
         let mut found = Vec::with_capacity(sources.len());
-        for (layout, batch) in sources {
-            let known = layouts.iter().position(|other| std::ptr::eq(*other, *layout) || other == layout);
-            let attributes = batch.column_by_name(ATTRIBUTES)?.as_struct_opt()?;
+        for Given { layout, attributes, promoted } in sources {
+            let known = layouts.iter().position(|other| std::ptr::eq(*other, layout) || *other == layout);
             shapes.push(Arc::clone(attributes.column_by_name("shape")?));
             let lists = ["strings", "ints", "doubles", "others"].map(|name| {
                 let list = attributes.column_by_name(name).and_then(|column| column.as_list_opt::<i32>());
                 list.and_then(|list| Some((list.offsets().clone(), Values::of(list.values())?)))
-                    .unwrap_or_else(|| (OffsetBuffer::new_zeroed(batch.num_rows()), Values::None))
+                    .unwrap_or_else(|| (OffsetBuffer::new_zeroed(attributes.len()), Values::None))
             });
-            let arrays: Vec<ArrayRef> = (0..layout.promoted().len())
-                .map(|index| Arc::clone(batch.column(layout.promoted_column(index))))
-                .collect();
+            let columns = promoted.iter().map(|array| Some((Values::of(array)?, array.nulls().cloned())));
             found.push(Source {
                 layout: known.unwrap_or(layouts.len()),
                 lists,
-                columns: arrays.iter().map(|array| Some((Values::of(array)?, array.nulls().cloned()))).collect::<Option<_>>()?,
-                arrays,
+                columns: columns.collect::<Option<_>>()?,
+                arrays: promoted,
             });
             if known.is_none() {
                 layouts.push(layout);
