@@ -26,6 +26,8 @@ use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::{AggregateUDF, LogicalPlan, ScalarUDF, WindowUDF};
 use datafusion::optimizer::Analyzer;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -47,6 +49,7 @@ use crate::bounds;
 use crate::error::{ErrorKind, QueryError, is_storage};
 use crate::functions::{Functions, guarded};
 use crate::guard::{self, Checked, DENIED_FUNCTIONS};
+use crate::layout::AttributesIntoScans;
 use crate::provider::{SEGMENT_STORE, ScanCounters};
 use crate::rewrite::{TelemetryPlanner, TelemetryRewrite};
 use crate::source::{Snapshot, Source};
@@ -187,6 +190,7 @@ struct Inner {
     scalar_functions: Vec<Arc<ScalarUDF>>,
     aggregate_functions: Vec<Arc<AggregateUDF>>,
     window_functions: Vec<Arc<WindowUDF>>,
+    physical_rules: Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>,
     metrics: Metrics,
 }
 
@@ -238,6 +242,9 @@ impl Engine {
             scalar_functions,
             aggregate_functions: SessionStateDefaults::default_aggregate_functions(),
             window_functions: SessionStateDefaults::default_window_functions(),
+            physical_rules: std::iter::once(Arc::new(AttributesIntoScans) as _)
+                .chain(PhysicalOptimizer::new().rules)
+                .collect(),
             metrics: Metrics::default(),
             config,
         };
@@ -892,6 +899,7 @@ impl Inner {
             .with_window_functions(self.window_functions.clone())
             .with_expr_planners(planners)
             .with_analyzer_rules(rules)
+            .with_physical_optimizer_rules(self.physical_rules.clone())
             .build();
         state.catalog_list().register_catalog("godseye".to_owned(), catalog);
         let mut state = SessionContext::new_with_state(state).state();

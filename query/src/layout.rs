@@ -31,6 +31,10 @@ use datafusion::logical_expr::{
 };
 use datafusion::physical_expr::expressions::{CastExpr, Column, Literal};
 use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::projection::ProjectionExec;
+use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_expr_adapter::{
     DefaultPhysicalExprAdapterFactory, PhysicalExprAdapter, PhysicalExprAdapterFactory,
 };
@@ -192,6 +196,44 @@ impl Adapter {
             args,
             attributes_type(),
         )
+    }
+}
+
+/// Moves projections that read attributes through the union of segments and memory, so that each
+/// scan can take them in. DataFusion does so only when that leaves fewer columns.
+#[derive(Debug)]
+pub(crate) struct AttributesIntoScans;
+
+impl PhysicalOptimizerRule for AttributesIntoScans {
+    fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        plan.transform_down(|node| {
+            let Some(projection) = node.downcast_ref::<ProjectionExec>() else { return Ok(Transformed::no(node)) };
+            let Some(union) = projection.input().downcast_ref::<UnionExec>() else { return Ok(Transformed::no(node)) };
+            let mut reads = false;
+            for projected in projection.expr() {
+                projected.expr.apply(|expr| {
+                    reads |= attribute_key(expr).is_some();
+                    Ok(if reads { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+                })?;
+            }
+            if !reads {
+                return Ok(Transformed::no(node));
+            }
+            let inputs = union.inputs().iter().map(|input| {
+                let projection = ProjectionExec::try_new(projection.expr().to_vec(), Arc::clone(input))?;
+                Ok(Arc::new(projection) as Arc<dyn ExecutionPlan>)
+            });
+            Ok(Transformed::yes(UnionExec::try_new(inputs.collect::<Result<_>>()?)?))
+        })
+        .data()
+    }
+
+    fn name(&self) -> &str {
+        "attributes_into_scans"
+    }
+
+    fn schema_check(&self) -> bool {
+        true
     }
 }
 

@@ -101,11 +101,12 @@ mod tests {
     use arrow::array::RecordBatch;
     use model::ledger::{LedgerDelta, RejectReason};
     use model::time::{Clock, Timestamp};
-    use store::{Entry, LogEntryMeta, Metrics, ReplayProgress, StoreConfig};
+    use model::value::Value;
+    use store::{CompactionConfig, Entry, LogEntryMeta, Metrics, ReplayProgress, StoreConfig};
 
     use super::*;
     use crate::engine::{Engine, EngineConfig};
-    use crate::testing::{T0, batch};
+    use crate::testing::{SECOND, T0, attributes, batch, texts, times};
     use crate::tests::{ANSWERS, ask, logs, points, spans};
 
     fn append(store: &Store, table: Table, rows: RecordBatch, rejected: u64) {
@@ -121,6 +122,7 @@ mod tests {
         let config = StoreConfig {
             clock: Clock::manual(Timestamp(T0)),
             wal_min_free_bytes: 0,
+            compaction: CompactionConfig { inputs_min: 2, ..CompactionConfig::default() },
             ..StoreConfig::new(folder.join("data"))
         };
         let store = Store::open(config, &ReplayProgress::default(), Metrics::new(&mut registry)).unwrap();
@@ -159,6 +161,139 @@ mod tests {
             let ledger = "SELECT sum(received), sum(stored), sum(rejected) FROM ingest_ledger WHERE signal = 'traces'";
             assert_eq!(ask(&engine, ledger).unwrap().rows, "[8,6,2]");
             store.flush_all().unwrap();
+        }
+    }
+
+    /// Rows whose attributes end up everywhere: promoted and whole, promoted with other kinds beside
+    /// them, in lists, twice in a row, or nowhere.
+    fn varied_spans(part: usize) -> RecordBatch {
+        const ROWS: usize = 300;
+        let routes = ["/cart", "/pay", "/", "", "/ü"];
+        let mut array = Vec::new();
+        model::wire::put_bytes(&mut array, 5, &[]);
+        let rows: Vec<Vec<(&str, Value<'_>)>> = (0..ROWS)
+            .map(|row| {
+                let n = row as i64;
+                let mut attributes = vec![("route", Value::String(routes[(row + part) % routes.len()]))];
+                attributes.push(match (part, row % 3) {
+                    (0, _) | (2, 0) => ("code", Value::Int(200 + n % 7)),
+                    (1, _) => ("code", Value::String(if row % 2 == 0 { "500" } else { "lost" })),
+                    (_, 1) => ("code", Value::Double(0.1 + n as f64)),
+                    _ => ("code", Value::Empty),
+                });
+                if row % 200 == 7 {
+                    attributes.push(("rare", Value::String("needle")));
+                }
+                attributes.push(("twice", Value::Int(n)));
+                attributes.push(("score", if part == 1 { Value::Int(n - 9) } else { Value::Double(f64::from(row as u32) / 8.0) }));
+                attributes.push(("flag", if row % 4 == part { Value::Int(1) } else { Value::Bool(row % 2 == 0) }));
+                attributes.push(("twice", if row % 5 == 0 { Value::String("last") } else { Value::Int(-n) }));
+                if row % 2 == part % 2 {
+                    attributes.push(("list", Value::Array(&array)));
+                }
+                if part == 2 {
+                    attributes.push(("late", Value::Bool(row % 3 == 0)));
+                }
+                attributes
+            })
+            .collect();
+        let rows: Vec<&[(&str, Value<'_>)]> = rows.iter().map(Vec::as_slice).collect();
+        let count = rows.len();
+        let start = |row: usize| T0 + ((row * 7919) % ROWS + part * ROWS) as i64 * SECOND;
+        let names: Vec<String> = (0..count).map(|row| format!("n{}", row + part * ROWS)).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let services: Vec<&str> = (0..count).map(|row| ["cart", "pay", "ads"][row % 3]).collect();
+        let starts: Vec<i64> = (0..count).map(start).collect();
+        batch(
+            Table::Spans,
+            count,
+            &[
+                ("name", texts(&names)),
+                ("service_name", texts(&services)),
+                ("start_time", times(&starts)),
+                ("attributes", attributes(&rows)),
+            ],
+        )
+    }
+
+    const VARIED: &[&str] = &[
+        "SELECT name FROM spans WHERE attributes['route'] = '/pay' ORDER BY start_time",
+        "SELECT count(*) FROM spans WHERE attributes['route'] <> '/pay'",
+        "SELECT attributes['route'] AS r, count(*), min(name) FROM spans GROUP BY 1 ORDER BY 1",
+        "SELECT name, attributes['code'] FROM spans ORDER BY start_time LIMIT 50",
+        "SELECT count(*) FROM spans WHERE attributes['code'] >= 203",
+        "SELECT count(*) FROM spans WHERE attributes['code'] = '500'",
+        "SELECT count(*) FROM spans WHERE attributes['code'] IS NULL",
+        "SELECT attributes['code'] AS c, count(*) FROM spans GROUP BY 1 ORDER BY 1 NULLS FIRST",
+        "SELECT name FROM spans WHERE attributes['rare'] = 'needle' ORDER BY name",
+        "SELECT count(*) FROM spans WHERE attributes['rare'] IS NOT NULL OR attributes['late']",
+        "SELECT name, attributes['twice'] FROM spans ORDER BY start_time DESC LIMIT 20",
+        "SELECT count(*) FROM spans WHERE attributes['twice'] = 'last'",
+        "SELECT round(sum(attributes['score']), 3), max(attributes['score']) FROM spans WHERE service_name = 'pay'",
+        "SELECT count(*) FROM spans WHERE attributes['score'] BETWEEN 3 AND 30.5",
+        "SELECT attributes['flag'] AS f, count(*) FROM spans GROUP BY 1 ORDER BY 1",
+        "SELECT count(*) FROM spans WHERE attributes['list'] = '[]'",
+        "SELECT count(*) FROM spans WHERE attributes['late']",
+        "SELECT count(*) FROM spans WHERE attributes['never'] = 'x' OR attributes['never'] IS NOT NULL",
+        "SELECT name, attributes FROM spans ORDER BY start_time LIMIT 30",
+        "SELECT attributes_json(attributes) AS j, count(*) FROM spans WHERE attributes['route'] IN ('/', '') GROUP BY 1 ORDER BY 1",
+        "SELECT a.name, b.attributes['code'] FROM spans a JOIN spans b ON a.name = b.name AND b.attributes['route'] = '/cart' WHERE a.attributes['twice'] = 'last' ORDER BY 1",
+        "SELECT name FROM (SELECT name, attributes['route'] AS r, attributes FROM spans) WHERE r = '/cart' AND attributes['flag'] = '1' ORDER BY 1",
+        "SELECT trace_state, dropped_links_count, links, status_message, end_time FROM spans ORDER BY name LIMIT 2",
+        "SELECT count(*) FROM spans WHERE trace_state = '' AND dropped_events_count = 0 AND array_length(events) IS NULL",
+    ];
+
+    #[test]
+    fn layouts_never_change_an_answer() {
+        let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let (memory, in_memory) = open(folders[0].path());
+        let (store, engine) = open(folders[1].path());
+        for part in 0..3 {
+            append(&memory, Table::Spans, varied_spans(part), 0);
+            append(&store, Table::Spans, varied_spans(part), 0);
+            if part < 2 {
+                store.flush_all().unwrap();
+            }
+        }
+        let expected: Vec<String> = VARIED.iter().map(|sql| ask(&in_memory, sql).unwrap().rows).collect();
+        for (sql, expected) in VARIED.iter().zip(&expected) {
+            assert!(!expected.is_empty(), "a question without an answer proves nothing: {sql}");
+        }
+        let check = |what: &str| {
+            for (sql, expected) in VARIED.iter().zip(&expected) {
+                assert_eq!(ask(&engine, sql).unwrap().rows, *expected, "{what}: {sql}");
+            }
+        };
+        check("two segments and memory");
+        store.flush_all().unwrap();
+        check("three segments");
+        while store.compact_once().unwrap() {}
+        assert_eq!(store.segments().len(), 1);
+        check("one merged segment");
+    }
+
+    /// A predicate on a promoted attribute is one on a column: nothing else is read where it does
+    /// not hold.
+    #[test]
+    fn promoted_attributes_are_pruned_by() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, engine) = open(folder.path());
+        append(&store, Table::Spans, varied_spans(0), 0);
+        store.flush_all().unwrap();
+        for (route, evidence) in
+            [("/zzz", "pushdown_rows_pruned=300"), ("~", "row_groups_pruned_statistics=1 total → 0 matched")]
+        {
+            let sql = format!("EXPLAIN ANALYZE SELECT name FROM spans WHERE attributes['route'] = '{route}'");
+            let plan = ask(&engine, &sql).unwrap().rows;
+            assert!(plan.contains(evidence), "{route}: {plan}");
+        }
+        for (sql, column) in [
+            ("SELECT attributes['route'], count(*) FROM spans GROUP BY 1", false),
+            ("SELECT attributes FROM spans", true),
+        ] {
+            let plan = ask(&engine, &format!("EXPLAIN {sql}")).unwrap().rows;
+            let scan = plan.lines().find(|line| line.contains("DataSourceExec")).unwrap_or_default();
+            assert_eq!(scan.contains("projection=[attributes"), column, "{plan}");
         }
     }
 
