@@ -413,8 +413,8 @@ class Bench:
         """Kills the server under full load once its log is large enough, and starts it again."""
         config = os.path.join(self.folder, "restart.yaml")
         with open(config, "w") as file:
-            # Flushed only for want of memory, so that the log grows as long as it can.
-            file.write("storage:\n  memtable:\n    flush_interval: 1h\n")
+            # Nothing is flushed before the log is large enough.
+            file.write("storage:\n  memtable: { flush_interval: 1h, flush_bytes: 1GiB, max_bytes: 8GiB }\n")
         data_dir = self.data_dir()
         wal = os.path.join(data_dir, "wal")
         with self.godseye(data_dir, config=config) as server:

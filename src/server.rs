@@ -405,6 +405,7 @@ fn store_config(config: &Config) -> StoreConfig {
     store.wal_min_free_bytes = storage.wal.min_free_bytes.0;
     store.memtable_flush_bytes = storage.memtable.flush_bytes.0;
     store.memtable_flush_interval_ms = milliseconds(storage.memtable.flush_interval.get());
+    store.memtable_bytes_max = storage.memtable.max_bytes.0;
     store.compaction.inputs_min = usize::try_from(storage.compaction.min_segments).unwrap_or(usize::MAX);
     store.compaction.output_bytes_max = storage.compaction.target_bytes.0;
     store.compaction.interval_ms = milliseconds(storage.compaction.interval.get());

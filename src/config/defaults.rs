@@ -56,12 +56,15 @@ pub const MEMTABLE_FLUSH_BYTES: ByteSize = ByteSize(32 * MIB);
 /// Bounds the WAL, and so the time a restart takes, where little telemetry arrives.
 pub const MEMTABLE_FLUSH_INTERVAL: Interval = Interval::seconds(30);
 
+/// Six memtables' worth, so that some are flushed while others fill, within a process of 512 MiB.
+pub const MEMTABLE_MAX_BYTES: ByteSize = ByteSize(192 * MIB);
+
 /// Often enough that small segments never pile up at full load, and idle work stays negligible.
 pub const COMPACTION_INTERVAL: Interval = Interval::seconds(10);
 
-/// Size-tiered fan-in: four segments of like size become one, so that a row is rewritten once per
-/// factor of four.
-pub const COMPACTION_MIN_SEGMENTS: u64 = 4;
+/// Size-tiered fan-in: eight segments of like size become one, so that a row is rewritten once per
+/// factor of eight: twice on its way to the largest.
+pub const COMPACTION_MIN_SEGMENTS: u64 = 8;
 
 /// A segment this large is left alone: rewriting it again would cost more than the one file less
 /// saves a query.
@@ -126,7 +129,11 @@ impl Default for Config {
             auth: Auth { allow_unauthenticated: false, tokens: Vec::new() },
             storage: Storage {
                 wal: Wal { segment_bytes: WAL_SEGMENT_BYTES, min_free_bytes: WAL_MIN_FREE_BYTES },
-                memtable: Memtable { flush_bytes: MEMTABLE_FLUSH_BYTES, flush_interval: MEMTABLE_FLUSH_INTERVAL },
+                memtable: Memtable {
+                    flush_bytes: MEMTABLE_FLUSH_BYTES,
+                    flush_interval: MEMTABLE_FLUSH_INTERVAL,
+                    max_bytes: MEMTABLE_MAX_BYTES,
+                },
                 compaction: Compaction {
                     interval: COMPACTION_INTERVAL,
                     min_segments: COMPACTION_MIN_SEGMENTS,

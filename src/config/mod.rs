@@ -194,6 +194,8 @@ pub struct Memtable {
     pub flush_bytes: ByteSize,
     /// Age at which they are, however few.
     pub flush_interval: Interval,
+    /// Memory of all tables' rows at which ingest refuses, retryably.
+    pub max_bytes: ByteSize,
 }
 
 /// Merging of segments.

@@ -74,6 +74,7 @@ pub(super) fn visit(config: &mut Config, v: &mut dyn Visitor) {
         v.section("memtable", &mut |v| {
             v.bytes("flush_bytes", &mut storage.memtable.flush_bytes, MIB..=GIB);
             v.interval("flush_interval", &mut storage.memtable.flush_interval, 1..=3600);
+            v.bytes("max_bytes", &mut storage.memtable.max_bytes, 16 * MIB..=64 * GIB);
         });
         v.section("compaction", &mut |v| {
             v.interval("interval", &mut storage.compaction.interval, 1..=3600);

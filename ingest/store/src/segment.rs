@@ -65,6 +65,10 @@ const VARIED_VALUES_MIN: usize = 64;
 /// Values hardly repeat when more than this part of a sample is distinct.
 const VARIED_PART: (usize, usize) = (1, 3);
 
+/// What a segment that is being written may have unsynced: about what a disk writes in ten
+/// milliseconds, bytes.
+const UNSYNCED_BYTES_MAX: u64 = 2 << 20;
+
 /// Bytes that are read at once to compute a checksum.
 const CHECKSUM_CHUNK_BYTES: usize = 1 << 20;
 
@@ -301,10 +305,14 @@ fn leaf_properties(builder: WriterPropertiesBuilder, leaf: &Leaf, packing: Packi
 }
 
 /// A file that hashes what is written to it. Parquet is written from front to back.
+///
+/// It is synced every few megabytes: a sync of the log may have to wait for whatever the file
+/// system has not written yet of other files, and so must an acknowledgement.
 struct HashingFile {
     file: File,
     hash: Xxh3,
     bytes: u64,
+    unsynced: u64,
 }
 
 impl Write for HashingFile {
@@ -312,6 +320,11 @@ impl Write for HashingFile {
         let written = self.file.write(buf)?;
         self.hash.update(&buf[..written]);
         self.bytes += written as u64;
+        self.unsynced += written as u64;
+        if self.unsynced >= UNSYNCED_BYTES_MAX {
+            self.file.sync_data()?;
+            self.unsynced = 0;
+        }
         Ok(written)
     }
 
@@ -401,7 +414,7 @@ impl SegmentWriter {
     ) -> Result<Self, StoreError> {
         let table = layout.table();
         let file = File::create(path).map_err(StoreError::io("create", path))?;
-        let file = HashingFile { file, hash: Xxh3::new(), bytes: 0 };
+        let file = HashingFile { file, hash: Xxh3::new(), bytes: 0, unsynced: 0 };
         let properties = properties(layout, tenant, packing, varied);
         let writer = ArrowWriter::try_new(file, Arc::clone(layout.schema()), Some(properties))
             .map_err(StoreError::parquet("create", path))?;
