@@ -32,6 +32,7 @@ impl Bench {
         config.clock = Clock::Manual(Arc::clone(&self.clock));
         config.wal_min_free_bytes = 0;
         config.wal_segment_bytes_max = 64 << 10;
+        config.compaction.inputs_min = 4;
         config
     }
 
@@ -755,14 +756,59 @@ fn minutes_of_the_ledger_stay_apart() {
     assert_eq!(lines, [(0, 4), (MINUTE, 2)]);
 }
 
-/// A data directory as release 0.1 wrote it, format version 1 throughout: each table has sixty rows
-/// in a segment and sixty in the log (I12).
+/// A data directory as the code of each format version wrote it: every table has sixty rows in a
+/// segment and sixty in the log, and its rows are in a file of their own beside it (I12).
+/// `GODSEYE_WRITE_GOLDEN=DIR` writes that of the newest version.
 #[test]
 fn every_format_version_stays_readable() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/v1");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
+    if let Some(new) = std::env::var_os("GODSEYE_WRITE_GOLDEN") {
+        write_golden(Path::new(&new));
+    }
+    for version in 1..=SEGMENT_FORMAT_VERSION {
+        check_golden(&golden.join(format!("v{version}")), version);
+    }
+}
+
+fn write_golden(golden: &Path) {
     let bench = Bench::new();
-    let copied = std::process::Command::new("cp").arg("-r").arg(golden.join("data/.")).arg(bench.dir.path()).status();
-    assert!(copied.unwrap().success());
+    let store = bench.open();
+    for seed in 0..6 {
+        for table in Table::ALL {
+            store.append_group(vec![entry("golden", table, Some(random_batch(table, 20, seed)), rejected(20, &[]))]).unwrap();
+        }
+        if seed == 2 {
+            store.flush_all().unwrap();
+        }
+    }
+    std::fs::create_dir_all(golden).unwrap();
+    let snapshot = store.snapshot(&tenant("golden"));
+    for table in Table::ALL {
+        let file = std::fs::File::create(golden.join(format!("{table}.arrow"))).unwrap();
+        let mut writer = arrow_ipc::writer::FileWriter::try_new(file, &schema(table)).unwrap();
+        let rows = arrow::compute::concat_batches(&schema(table), &read_all(&snapshot, table)).unwrap();
+        writer.write(&rows).unwrap();
+        writer.finish().unwrap();
+    }
+    drop((snapshot, store));
+    copy_dir(bench.dir.path(), &golden.join("data"));
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap()) {
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+fn check_golden(golden: &Path, version: u32) {
+    let bench = Bench::new();
+    copy_dir(&golden.join("data"), bench.dir.path());
     let store = bench.open();
     assert!(store.recovery().is_clean());
     let check = |what: &str| {
@@ -772,11 +818,11 @@ fn every_format_version_stays_readable() {
             let reader = arrow_ipc::reader::FileReader::try_new(file, None).unwrap();
             let expected: Vec<RecordBatch> = reader.map(|batch| batch.unwrap()).collect();
             let found = row_multiset(table, &read_all(&snapshot, table));
-            assert_eq!((found.len(), found), (120, row_multiset(table, &expected)), "{what}: {table}");
+            assert_eq!((found.len(), found), (120, row_multiset(table, &expected)), "version {version}, {what}: {table}");
         }
     };
     check("as it was");
-    assert!(store.segments().iter().all(|segment| segment.format_version == 1));
+    assert!(store.segments().iter().all(|segment| segment.format_version == version));
     store.flush_all().unwrap();
     check("flushed");
     // Old segments are merged with new ones.
