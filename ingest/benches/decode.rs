@@ -23,10 +23,9 @@ const REQUESTS_PER_GROUP: u64 = 32;
 const START_NS: u64 = 1_793_491_200_000_000_000;
 
 fn decode_group(decoder: &mut Decoder, signal: Signal, bodies: &[bytes::Bytes]) -> u64 {
-    let tenant = TenantId::default_tenant();
     let mut items = 0;
     for body in bodies {
-        let delta = decoder.decode(signal, body, &tenant, Timestamp(0), &mut OpenGate).expect("the fixture is valid");
+        let delta = decoder.decode(signal, body, Timestamp(0), &mut OpenGate).expect("the fixture is valid");
         items += delta.stored;
     }
     items

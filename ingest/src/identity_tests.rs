@@ -3,7 +3,6 @@
 //! What is compared: the multiset of items, each in envelopes of its own (see [`crate::encode`]).
 
 use model::signal::{Signal, Table};
-use model::tenant::TenantId;
 use model::time::Timestamp;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
@@ -28,7 +27,7 @@ fn damage_seeds() -> u64 {
 }
 
 fn decode(decoder: &mut Decoder, signal: Signal, body: &[u8]) -> Result<model::ledger::LedgerDelta, DecodeError> {
-    decoder.decode(signal, body, &TenantId::default_tenant(), Timestamp(1), &mut OpenGate)
+    decoder.decode(signal, body, Timestamp(1), &mut OpenGate)
 }
 
 fn single_spans(resources: &[ResourceSpans]) -> Vec<Vec<u8>> {

@@ -37,10 +37,10 @@ use store::record::{self, LogEntryMeta};
 use store::{Entry, Store, StoreError};
 use tokio::sync::oneshot;
 
-use crate::decode::Decoder;
+use crate::decode::{Decoder, OpenGate};
 use crate::export::{Accepted, ExportError, ExportRequest};
 use crate::receiver::Export;
-use crate::series::SeriesLimiter;
+use crate::series::{RequestSeries, SeriesLimiter};
 
 /// When a client that met a full queue or disk should come back: long enough for a flush, short
 /// enough that no exporter gives up (their first retry is after about 5 s).
@@ -49,6 +49,10 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Groups share a sync up to this many bytes, so that together with one more, of a request at its
 /// size limit, they stay below what one record of the log may hold.
 const SHARED_SYNC_BYTES_MAX: usize = 16 << 20;
+
+/// Decoders that a thread keeps for its next group, so that they begin with the room and the
+/// attribute shapes of the last one. More tenants than these in one group are rare.
+const SPARE_DECODERS_MAX: usize = 4;
 
 /// How the pipeline is built. Plain data.
 #[derive(Clone, Debug)]
@@ -116,6 +120,8 @@ struct Reply {
     to: oneshot::Sender<Result<Accepted, ExportError>>,
     signal: Signal,
     delta: LedgerDelta,
+    /// The series of a metrics request.
+    series: Option<RequestSeries>,
 }
 
 impl Group {
@@ -292,14 +298,14 @@ struct DecodeThread {
 }
 
 /// What one tenant has in the group that is being gathered.
-#[derive(Default)]
 struct Gathered {
     decoder: Decoder,
     deltas: BTreeMap<Signal, LedgerDelta>,
 }
 
 impl DecodeThread {
-    fn run(mut self) {
+    fn run(self) {
+        let mut spare: Vec<Decoder> = Vec::new();
         while let Ok(first) = self.jobs.recv() {
             let now = self.clock.now();
             let mut tenants: BTreeMap<TenantId, Gathered> = BTreeMap::new();
@@ -308,14 +314,14 @@ impl DecodeThread {
             let mut next = Some(first);
             while let Some(job) = next {
                 bytes += job.request.body.len();
-                self.decode(job, now, &mut tenants, &mut replies);
+                self.decode(job, now, &mut tenants, &mut spare, &mut replies);
                 next = if bytes < self.group_bytes_max { self.jobs.try_recv().ok() } else { None };
             }
             self.metrics.depth("decode", self.jobs.len());
             if replies.is_empty() {
                 continue;
             }
-            let encoded = catch_unwind(AssertUnwindSafe(|| entries(tenants, now, self.encode)));
+            let encoded = catch_unwind(AssertUnwindSafe(|| entries(tenants, &mut spare, now, self.encode)));
             let encoded = encoded.map_err(|_panic| "a panic".to_owned());
             match encoded.and_then(|entries| entries.map_err(|error| error.to_string())) {
                 Ok(entries) => {
@@ -335,22 +341,28 @@ impl DecodeThread {
     }
 
     fn decode(
-        &mut self,
+        &self,
         job: Job,
         now: Timestamp,
         tenants: &mut BTreeMap<TenantId, Gathered>,
+        spare: &mut Vec<Decoder>,
         replies: &mut Vec<Reply>,
     ) {
         let Job { request: ExportRequest { signal, tenant, body }, reply } = job;
-        let gathered = tenants.entry(tenant.clone()).or_default();
+        let gathered = tenants
+            .entry(tenant.clone())
+            .or_insert_with(|| Gathered { decoder: spare.pop().unwrap_or_default(), deltas: BTreeMap::new() });
         // A panic in the decoder is a defect, but one request must not take the process along, nor
         // its neighbours' data: what was gathered with it is refused retryably, so it comes again.
-        let decoded =
-            catch_unwind(AssertUnwindSafe(|| gathered.decoder.decode(signal, &body, &tenant, now, &mut self.series)));
+        let mut series = (signal == Signal::Metrics).then(|| self.series.request(&tenant, now));
+        let decoded = catch_unwind(AssertUnwindSafe(|| match &mut series {
+            Some(series) => gathered.decoder.decode(signal, &body, now, series),
+            None => gathered.decoder.decode(signal, &body, now, &mut OpenGate),
+        }));
         match decoded {
             Ok(Ok(delta)) => {
                 gathered.deltas.entry(signal).or_default().merge(&delta);
-                replies.push(Reply { to: reply, signal, delta });
+                replies.push(Reply { to: reply, signal, delta, series });
             }
             Ok(Err(error)) => {
                 self.metrics.malformed.inc();
@@ -371,6 +383,7 @@ impl DecodeThread {
 /// the first of its tables.
 fn entries(
     tenants: BTreeMap<TenantId, Gathered>,
+    spare: &mut Vec<Decoder>,
     now: Timestamp,
     encode: bool,
 ) -> Result<Vec<Entry>, record::RecordError> {
@@ -383,7 +396,11 @@ fn entries(
             minute,
             ledger: deltas.remove(&table.signal()).unwrap_or_default(),
         };
-        for (table, batch) in gathered.decoder.finish() {
+        let batches = gathered.decoder.finish();
+        if spare.len() < SPARE_DECODERS_MAX {
+            spare.push(gathered.decoder);
+        }
+        for (table, batch) in batches {
             let meta = meta(table, &mut gathered.deltas);
             let encoded = if encode { record::encode(&meta, Some(&batch))? } else { Vec::new() };
             entries.push(Entry { meta, batch: Some(batch), encoded });
@@ -417,7 +434,10 @@ fn run_log(log: &dyn Log, groups: &Receiver<Group>, metrics: &Metrics, on_fatal:
         let outcome = if entries.is_empty() { Ok(()) } else { log.append_group(entries) };
         match outcome {
             Ok(()) => {
-                for Reply { to, signal, delta } in replies {
+                for Reply { to, signal, delta, series } in replies {
+                    if let Some(series) = series {
+                        series.keep();
+                    }
                     metrics.count(signal, &delta);
                     answer(to, Ok(Accepted { stored: delta.stored, rejected: delta.rejected }));
                 }

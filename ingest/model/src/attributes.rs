@@ -26,11 +26,14 @@ use arrow::array::{
 };
 use arrow::datatypes::{DataType, Field, Fields, Float64Type, Int32Type, Int64Type};
 
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
 use crate::columns::{BytesColumn, DictionaryColumn, Offsets, PrimitiveColumn};
 use crate::ledger::RejectReason;
 use crate::limits::ATTRIBUTES_MAX;
+use crate::shapes::{At, OUTSIDE, Plain, ROOT, Shapes, Usual, hash_key, write_entry};
 use crate::value::{ItemError, KeyValue, Value, write_json_object};
-use crate::wire::{Reader, put_varint};
+use crate::wire::{Reader, Run, WireError};
 
 /// The kind of an attribute's value, as stored in a shape. The numbers are stored and never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -161,11 +164,15 @@ fn item_field(index: usize) -> Arc<Field> {
 }
 
 /// Builds an attributes column. Push the attributes of a row, then end or abort the row.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct AttributesColumn {
-    shapes: DictionaryColumn,
+    tree: Shapes,
+    /// The shape of the unfinished row as far as it has come.
+    at: At,
+    /// Its bytes and the number of its attributes, once it has left the tree.
     shape: Vec<u8>,
     count: usize,
+    shapes: DictionaryColumn,
     strings: BytesColumn,
     string_ends: Offsets,
     ints: PrimitiveColumn<Int64Type>,
@@ -176,67 +183,190 @@ pub struct AttributesColumn {
     other_ends: Offsets,
 }
 
+impl Default for AttributesColumn {
+    fn default() -> Self {
+        Self {
+            tree: Shapes::default(),
+            at: ROOT,
+            shape: Vec::new(),
+            count: 0,
+            shapes: DictionaryColumn::default(),
+            strings: BytesColumn::default(),
+            string_ends: Offsets::default(),
+            ints: PrimitiveColumn::default(),
+            int_ends: Offsets::default(),
+            doubles: PrimitiveColumn::default(),
+            double_ends: Offsets::default(),
+            others: BytesColumn::default(),
+            other_ends: Offsets::default(),
+        }
+    }
+}
+
 impl AttributesColumn {
-    /// Adds one attribute to the row, from the bytes of its `KeyValue`.
+    /// Adds one attribute to the row, from the bytes of its `KeyValue`. Its text is checked by
+    /// [`AttributesColumn::check_text`], which must be called before the row is relied on, or
+    /// given up for another reason.
     ///
     /// # Errors
     /// [`ItemError`] when it is malformed or breaks a limit; abort the row then.
-    #[inline]
-    pub fn push_key_value(&mut self, key_value: &[u8]) -> Result<(), ItemError> {
-        let entry = KeyValue::parse(key_value)?;
-        match &entry.value {
-            None => self.push(entry.key, None),
-            Some(bytes) => {
-                let value = Value::parse(bytes)?;
-                self.push(entry.key, Some(value))
+    #[inline(always)]
+    pub fn push_key_value(&mut self, key_value: Run<'_>) -> Result<(), ItemError> {
+        if let Some((at, value)) = self.tree.follow_usual(self.at, key_value) {
+            self.at = at;
+            match value {
+                Usual::Text(text) => self.strings.push_run(text),
+                Usual::Int(value) => self.ints.push(value),
             }
+            return Ok(());
         }
+        self.push_other(key_value.bytes())
+    }
+
+    fn push_other(&mut self, key_value: &[u8]) -> Result<(), ItemError> {
+        match self.tree.follow(self.at, Run::new(key_value)) {
+            Some((at, value)) => {
+                self.at = at;
+                self.push_plain(value);
+                Ok(())
+            }
+            None => self.push_unusual(key_value),
+        }
+    }
+
+    fn push_unusual(&mut self, key_value: &[u8]) -> Result<(), ItemError> {
+        let entry = KeyValue::parse(key_value)?;
+        let value = entry.value.as_deref().map(Value::parse).transpose()?;
+        self.push(entry.key, value)
+    }
+
+    #[inline(always)]
+    fn push_plain(&mut self, value: Plain<'_>) {
+        match value {
+            Plain::String(text) => self.strings.push(text),
+            Plain::Bool(value) => self.ints.push(i64::from(value)),
+            Plain::Int(value) => self.ints.push(value),
+            Plain::Double(value) => self.push_double(value),
+        }
+    }
+
+    fn push_double(&mut self, value: f64) {
+        self.double_ends.fill(self.shapes.len(), self.doubles.len());
+        self.doubles.push(value);
+    }
+
+    /// As [`AttributesColumn::push_key_value`]; returns a hash of the attribute. The sum of a row's
+    /// hashes does not depend on the order of its attributes.
+    ///
+    /// # Errors
+    /// [`ItemError`] when it is malformed or breaks a limit; abort the row then.
+    #[inline(always)]
+    pub fn push_key_value_hashed(&mut self, key_value: Run<'_>) -> Result<u64, ItemError> {
+        if let Some((at, value)) = self.tree.follow_usual(self.at, key_value) {
+            self.at = at;
+            let seed = self.tree.hash(at);
+            return Ok(match value {
+                Usual::Text(text) => {
+                    self.strings.push_run(text);
+                    xxh3_64_with_seed(text.bytes(), seed)
+                }
+                Usual::Int(value) => {
+                    self.ints.push(value);
+                    hash_plain(Plain::Int(value), seed)
+                }
+            });
+        }
+        self.push_other_hashed(key_value.bytes())
+    }
+
+    fn push_other_hashed(&mut self, key_value: &[u8]) -> Result<u64, ItemError> {
+        match self.tree.follow(self.at, Run::new(key_value)) {
+            Some((at, value)) => {
+                self.at = at;
+                self.push_plain(value);
+                Ok(hash_plain(value, self.tree.hash(at)))
+            }
+            None => self.push_unusual_hashed(key_value),
+        }
+    }
+
+    fn push_unusual_hashed(&mut self, key_value: &[u8]) -> Result<u64, ItemError> {
+        let entry = KeyValue::parse(key_value)?;
+        let value = entry.value.as_deref().map(Value::parse).transpose()?;
+        self.push(entry.key, value)?;
+        Ok(hash_value(value, hash_key(entry.key, value.as_ref().map_or(Kind::Absent, Kind::of))))
     }
 
     /// Adds one attribute to the row.
     ///
     /// # Errors
     /// When the row has too many attributes; abort the row then.
-    #[inline]
     pub fn push(&mut self, key: &str, value: Option<Value<'_>>) -> Result<(), ItemError> {
-        if self.count == ATTRIBUTES_MAX {
-            return Err(RejectReason::TooManyAttributes.into());
+        let kind = value.as_ref().map_or(Kind::Absent, Kind::of);
+        match self.tree.step(self.at, key, kind) {
+            Some(at) => self.at = at,
+            None => self.push_outside(key, kind)?,
         }
-        self.count += 1;
-        self.shape.push(value.as_ref().map_or(Kind::Absent, Kind::of) as u8);
-        put_varint(&mut self.shape, key.len() as u64);
-        self.shape.extend_from_slice(key.as_bytes());
         match value {
             None | Some(Value::Empty) => {}
             Some(Value::String(text)) => self.strings.push(text.as_bytes()),
             Some(Value::Bool(value)) => self.ints.push(i64::from(value)),
             Some(Value::Int(value)) => self.ints.push(value),
-            Some(Value::Double(value)) => self.doubles.push(value),
-            Some(Value::Bytes(bytes) | Value::Array(bytes) | Value::KvList(bytes)) => self.others.push(bytes),
+            Some(Value::Double(value)) => self.push_double(value),
+            Some(Value::Bytes(bytes) | Value::Array(bytes) | Value::KvList(bytes)) => {
+                self.other_ends.fill(self.shapes.len(), self.others.len());
+                self.others.push(bytes);
+            }
         }
+        Ok(())
+    }
+
+    /// The shape has left the tree, so it is written out.
+    fn push_outside(&mut self, key: &str, kind: Kind) -> Result<(), ItemError> {
+        if let Some(depth) = self.tree.depth(self.at) {
+            self.tree.write(self.at, &mut self.shape);
+            self.count = depth;
+            self.at = OUTSIDE;
+        }
+        if self.count == ATTRIBUTES_MAX {
+            return Err(RejectReason::TooManyAttributes.into());
+        }
+        self.count += 1;
+        write_entry(key.as_bytes(), kind, &mut self.shape);
         Ok(())
     }
 
     /// Ends the row.
     #[inline]
     pub fn end_row(&mut self) {
-        self.shapes.push(&self.shape);
-        self.shape.clear();
-        self.count = 0;
+        match self.tree.dictionary_key(self.at) {
+            Some(key) => self.shapes.push_key(key),
+            None => self.push_shape(),
+        }
+        self.at = ROOT;
         self.string_ends.push(self.strings.len());
         self.int_ends.push(self.ints.len());
-        self.double_ends.push(self.doubles.len());
-        self.other_ends.push(self.others.len());
+    }
+
+    fn push_shape(&mut self) {
+        self.tree.write(self.at, &mut self.shape);
+        let key = self.shapes.intern(&self.shape);
+        self.tree.set_dictionary_key(self.at, key);
+        self.shapes.push_key(key);
+        self.shape.clear();
+    }
+
+    /// Checks the text that came since the last call, of finished rows and the unfinished one.
+    ///
+    /// # Errors
+    /// [`WireError::Utf8`].
+    pub fn check_text(&mut self) -> Result<(), WireError> {
+        self.strings.check_text()
     }
 
     /// Forgets the attributes of the unfinished row.
     pub fn abort_row(&mut self) {
-        self.shape.clear();
-        self.count = 0;
-        self.strings.truncate(self.string_ends.items());
-        self.ints.truncate(self.int_ends.items());
-        self.doubles.truncate(self.double_ends.items());
-        self.others.truncate(self.other_ends.items());
+        self.truncate(self.len());
     }
 
     /// Rows so far.
@@ -253,16 +383,23 @@ impl AttributesColumn {
 
     /// Keeps the first `rows` rows, and no unfinished one.
     pub fn truncate(&mut self, rows: usize) {
+        self.at = ROOT;
+        self.shape.clear();
         self.shapes.truncate(rows);
-        self.string_ends.truncate(rows);
-        self.int_ends.truncate(rows);
-        self.double_ends.truncate(rows);
-        self.other_ends.truncate(rows);
-        self.abort_row();
+        self.strings.truncate(self.string_ends.truncate(rows));
+        self.ints.truncate(self.int_ends.truncate(rows));
+        self.doubles.truncate(self.double_ends.truncate(rows));
+        self.others.truncate(self.other_ends.truncate(rows));
     }
 
     /// The Arrow column; this one is empty afterwards.
+    ///
+    /// # Panics
+    /// When text that was not checked is not UTF-8.
     pub fn finish(&mut self) -> ArrayRef {
+        self.tree.end_batch();
+        self.double_ends.fill(self.shapes.len(), self.doubles.len());
+        self.other_ends.fill(self.shapes.len(), self.others.len());
         let list = |index: usize, ends: &mut Offsets, items: ArrayRef| -> ArrayRef {
             Arc::new(ListArray::new(item_field(index), ends.finish(), items, None))
         };
@@ -274,6 +411,27 @@ impl AttributesColumn {
             list(4, &mut self.other_ends, Arc::new(self.others.finish_binary())),
         ];
         Arc::new(StructArray::new(FIELDS.clone(), columns, None))
+    }
+}
+
+#[inline]
+fn hash_plain(value: Plain<'_>, seed: u64) -> u64 {
+    match value {
+        Plain::String(text) => xxh3_64_with_seed(text, seed),
+        Plain::Bool(value) => xxh3_64_with_seed(&[u8::from(value)], seed),
+        Plain::Int(value) => xxh3_64_with_seed(&value.to_le_bytes(), seed),
+        Plain::Double(value) => xxh3_64_with_seed(&value.to_bits().to_le_bytes(), seed),
+    }
+}
+
+fn hash_value(value: Option<Value<'_>>, seed: u64) -> u64 {
+    match value {
+        None | Some(Value::Empty) => seed,
+        Some(Value::String(text)) => xxh3_64_with_seed(text.as_bytes(), seed),
+        Some(Value::Bool(value)) => hash_plain(Plain::Bool(value), seed),
+        Some(Value::Int(value)) => hash_plain(Plain::Int(value), seed),
+        Some(Value::Double(value)) => hash_plain(Plain::Double(value), seed),
+        Some(Value::Bytes(bytes) | Value::Array(bytes) | Value::KvList(bytes)) => xxh3_64_with_seed(bytes, seed),
     }
 }
 

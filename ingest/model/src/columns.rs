@@ -3,26 +3,95 @@
 //! Arrow's own builders cannot take a row back. These can: a request that turns out to be
 //! malformed in its last byte is undone by `truncate`, and its neighbours in the batch never
 //! notice. They are not general: only the column kinds that [`crate::schema`] uses are here.
+//!
+//! What is the same for nearly every row costs nothing per row: nulls are remembered by row, and
+//! lists and numbers that are mostly empty or zero are filled up when something comes, or at the
+//! end.
 
 use std::sync::Arc;
 
 use arrow::array::{
     ArrayRef, ArrowPrimitiveType, BinaryArray, BooleanArray, DictionaryArray, FixedSizeBinaryArray, Int32Array,
-    NullBufferBuilder, PrimitiveArray, StringArray,
+    PrimitiveArray, StringArray,
 };
-use arrow::buffer::{BooleanBuffer, Buffer, OffsetBuffer, ScalarBuffer};
+use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::Int32Type;
 use hashbrown::HashTable;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::wire::{Run, WireError};
+
 /// Why an offset always fits 31 bits: the decoder cuts a batch long before it holds 2 GiB.
 const BATCH_BOUNDED: &str = "a batch is cut long before a column holds 2 GiB";
 
+#[inline(always)]
 fn offset(length: usize) -> i32 {
     i32::try_from(length).expect(BATCH_BOUNDED)
 }
 
+/// Whether two short values are the same. A call to compare a few bytes costs more than comparing
+/// them, and with masked loads at the end of a page a hundred times as much.
+#[inline]
+pub(crate) fn same(left: &[u8], right: &[u8]) -> bool {
+    fn ends<const N: usize>(left: &[u8], right: &[u8]) -> bool {
+        left.first_chunk::<N>() == right.first_chunk() && left.last_chunk::<N>() == right.last_chunk()
+    }
+    left.len() == right.len()
+        && match left.len() {
+            0..4 => left.iter().zip(right).all(|(left, right)| left == right),
+            4..8 => ends::<4>(left, right),
+            8..16 => ends::<8>(left, right),
+            16..=32 => ends::<16>(left, right),
+            _ => left == right,
+        }
+}
+
+/// Gives the values of a batch away; the next one begins with as much room, so that under steady
+/// load none has to grow.
+fn take<T>(values: &mut Vec<T>) -> Vec<T> {
+    let mut taken = std::mem::take(values);
+    // The batch before was larger. What is given away is kept for long, at its full size.
+    if taken.capacity() / 2 > taken.len() {
+        taken.shrink_to_fit();
+    }
+    values.reserve_exact(taken.len());
+    taken
+}
+
+/// The rows of a column that are null, in order.
+#[derive(Debug, Default)]
+struct Nulls(Vec<u32>);
+
+impl Nulls {
+    /// Row `row`, past all earlier ones, is null.
+    #[inline]
+    fn push(&mut self, row: usize) {
+        self.0.push(u32::try_from(row).expect(BATCH_BOUNDED));
+    }
+
+    fn truncate(&mut self, rows: usize) {
+        while self.0.last().is_some_and(|last| *last as usize >= rows) {
+            self.0.pop();
+        }
+    }
+
+    /// The Arrow nulls of a column of `rows` rows; none are left afterwards.
+    fn finish(&mut self, rows: usize) -> Option<NullBuffer> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let mut valid = vec![u64::MAX; rows.div_ceil(64)];
+        for row in self.0.drain(..) {
+            valid[row as usize / 64] &= !(1 << (row % 64));
+        }
+        Some(NullBuffer::new(BooleanBuffer::new(Buffer::from_vec(valid), 0, rows)))
+    }
+}
+
 /// List offsets: where each row's items end in the child column.
+///
+/// Either every row is pushed as it ends, or [`Offsets::fill`] is called before the items of a row
+/// are added and at the end: rows without items then cost nothing.
 #[derive(Debug)]
 pub struct Offsets(Vec<i32>);
 
@@ -39,7 +108,15 @@ impl Offsets {
         self.0.push(offset(child_length));
     }
 
-    /// Rows so far.
+    /// Ends every row before row `rows` that has not ended yet at `child_length` items.
+    #[inline]
+    pub fn fill(&mut self, rows: usize, child_length: usize) {
+        if self.len() < rows {
+            self.0.resize(rows + 1, offset(child_length));
+        }
+    }
+
+    /// Rows that have ended so far.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len() - 1
@@ -57,23 +134,35 @@ impl Offsets {
         self.0[self.0.len() - 1] as usize
     }
 
-    /// Keeps the first `rows` rows; returns how long the child must be.
+    /// Keeps the first `rows` rows; returns how long the child may be at most.
     pub fn truncate(&mut self, rows: usize) -> usize {
-        self.0.truncate(rows + 1);
-        self.items()
+        self.0.truncate(rows.saturating_add(1));
+        // Of rows that were not filled in yet, the last one kept may own all the items there are.
+        if self.len() == rows { self.items() } else { usize::MAX }
     }
 
     /// The Arrow offsets; the column is empty afterwards.
     pub fn finish(&mut self) -> OffsetBuffer<i32> {
-        OffsetBuffer::new(ScalarBuffer::from(std::mem::take(self).0))
+        let ends = take(&mut self.0);
+        self.0.push(0);
+        if ends[ends.len() - 1] == 0 {
+            return OffsetBuffer::new_zeroed(ends.len() - 1);
+        }
+        OffsetBuffer::new(ScalarBuffer::from(ends))
     }
 }
+
+/// Values up to this long are copied as this many bytes where there are as many in view: most are
+/// shorter, and a copy of a fixed length needs no call.
+const SHORT: usize = 32;
 
 /// Variable-length bytes without nulls.
 #[derive(Debug, Default)]
 pub struct BytesColumn {
     offsets: Offsets,
     data: Vec<u8>,
+    /// Values that [`BytesColumn::check_text`] has seen.
+    checked: usize,
 }
 
 impl BytesColumn {
@@ -82,6 +171,26 @@ impl BytesColumn {
     pub fn push(&mut self, value: &[u8]) {
         self.data.extend_from_slice(value);
         self.offsets.push(self.data.len());
+    }
+
+    /// Appends a value.
+    #[inline(always)]
+    pub fn push_run(&mut self, value: Run<'_>) {
+        match value.chunk::<SHORT>() {
+            Some(chunk) if value.len() <= SHORT => {
+                let end = self.data.len() + value.len();
+                self.data.extend_from_slice(chunk);
+                self.data.truncate(end);
+            }
+            _ => self.data.extend_from_slice(value.bytes()),
+        }
+        self.offsets.push(self.data.len());
+    }
+
+    /// Appends empty values until there are `len`.
+    #[inline]
+    pub fn fill(&mut self, len: usize) {
+        self.offsets.fill(len, self.data.len());
     }
 
     /// Values so far.
@@ -102,47 +211,81 @@ impl BytesColumn {
         &self.data[self.offsets.0[index] as usize..self.offsets.0[index + 1] as usize]
     }
 
+    /// Checks that the values since the last call are UTF-8, all in one pass: together they are,
+    /// and none of them begins inside a character.
+    ///
+    /// # Errors
+    /// [`WireError::Utf8`].
+    pub fn check_text(&mut self) -> Result<(), WireError> {
+        let offsets = &self.offsets.0[self.checked..];
+        let text = &self.data[offsets[0] as usize..];
+        if !text.is_ascii() {
+            let text = simdutf8::basic::from_utf8(text).map_err(|_utf8| WireError::Utf8)?;
+            let first = offsets[0];
+            if offsets.iter().any(|offset| !text.is_char_boundary((offset - first) as usize)) {
+                return Err(WireError::Utf8);
+            }
+        }
+        self.checked = self.len();
+        Ok(())
+    }
+
     /// Keeps the first `len` values.
     pub fn truncate(&mut self, len: usize) {
         let bytes = self.offsets.truncate(len);
         self.data.truncate(bytes);
+        self.checked = self.checked.min(len);
+    }
+
+    fn finish_parts(&mut self) -> (OffsetBuffer<i32>, Buffer) {
+        self.checked = 0;
+        (self.offsets.finish(), Buffer::from_vec(take(&mut self.data)))
+    }
+
+    fn finish_nullable_utf8(&mut self, nulls: Option<NullBuffer>) -> StringArray {
+        let (offsets, data) = self.finish_parts();
+        StringArray::try_new(offsets, data, nulls).expect("text was checked before it was kept")
     }
 
     /// As text. The column is empty afterwards.
     ///
     /// # Panics
-    /// When a value is not UTF-8: whoever pushes into a text column checks first.
+    /// When a value is not UTF-8: whoever pushes into a text column checks first, or calls
+    /// [`BytesColumn::check_text`].
     pub fn finish_utf8(&mut self) -> StringArray {
-        let data = Buffer::from_vec(std::mem::take(&mut self.data));
-        StringArray::try_new(self.offsets.finish(), data, None).expect("text was checked before it was pushed")
+        self.finish_nullable_utf8(None)
     }
 
     /// As bytes. The column is empty afterwards.
     pub fn finish_binary(&mut self) -> BinaryArray {
-        let data = Buffer::from_vec(std::mem::take(&mut self.data));
-        BinaryArray::new(self.offsets.finish(), data, None)
+        let (offsets, data) = self.finish_parts();
+        BinaryArray::new(offsets, data, None)
     }
 }
 
 /// Variable-length bytes with nulls.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct OptionalBytesColumn {
     values: BytesColumn,
-    nulls: NullBufferBuilder,
-}
-
-impl Default for OptionalBytesColumn {
-    fn default() -> Self {
-        Self { values: BytesColumn::default(), nulls: NullBufferBuilder::new(0) }
-    }
+    nulls: Nulls,
 }
 
 impl OptionalBytesColumn {
     /// Appends a value or null.
     #[inline]
     pub fn push(&mut self, value: Option<&[u8]>) {
+        if value.is_none() {
+            self.nulls.push(self.values.len());
+        }
         self.values.push(value.unwrap_or_default());
-        self.nulls.append(value.is_some());
+    }
+
+    /// As [`BytesColumn::check_text`].
+    ///
+    /// # Errors
+    /// [`WireError::Utf8`].
+    pub fn check_text(&mut self) -> Result<(), WireError> {
+        self.values.check_text()
     }
 
     /// Keeps the first `len` values.
@@ -156,28 +299,28 @@ impl OptionalBytesColumn {
     /// # Panics
     /// When a value is not UTF-8.
     pub fn finish_utf8(&mut self) -> ArrayRef {
-        let (offsets, data, _none) = self.values.finish_utf8().into_parts();
-        let nulls = self.nulls.finish();
-        Arc::new(StringArray::try_new(offsets, data, nulls).expect("text was checked before it was pushed"))
+        let nulls = self.nulls.finish(self.values.len());
+        Arc::new(self.values.finish_nullable_utf8(nulls))
     }
 
     /// As nullable bytes. The column is empty afterwards.
     pub fn finish_binary(&mut self) -> ArrayRef {
-        let (offsets, data, _none) = self.values.finish_binary().into_parts();
-        Arc::new(BinaryArray::new(offsets, data, self.nulls.finish()))
+        let nulls = self.nulls.finish(self.values.len());
+        let (offsets, data) = self.values.finish_parts();
+        Arc::new(BinaryArray::new(offsets, data, nulls))
     }
 }
 
 /// Bytes of one length: ids.
 #[derive(Debug)]
 pub struct FixedColumn<const N: usize> {
-    data: Vec<u8>,
-    nulls: NullBufferBuilder,
+    values: Vec<[u8; N]>,
+    nulls: Nulls,
 }
 
 impl<const N: usize> Default for FixedColumn<N> {
     fn default() -> Self {
-        Self { data: Vec::new(), nulls: NullBufferBuilder::new(0) }
+        Self { values: Vec::new(), nulls: Nulls::default() }
     }
 }
 
@@ -185,21 +328,24 @@ impl<const N: usize> FixedColumn<N> {
     /// Appends an id or null.
     #[inline]
     pub fn push(&mut self, value: Option<&[u8; N]>) {
-        self.data.extend_from_slice(value.unwrap_or(&[0; N]));
-        self.nulls.append(value.is_some());
+        if value.is_none() {
+            self.nulls.push(self.values.len());
+        }
+        self.values.push(*value.unwrap_or(&[0; N]));
     }
 
     /// Keeps the first `len` values.
     pub fn truncate(&mut self, len: usize) {
-        self.data.truncate(len * N);
+        self.values.truncate(len);
         self.nulls.truncate(len);
     }
 
     /// The Arrow column; this one is empty afterwards.
     pub fn finish(&mut self) -> ArrayRef {
-        let data = Buffer::from_vec(std::mem::take(&mut self.data));
+        let nulls = self.nulls.finish(self.values.len());
+        let data = Buffer::from_vec(take(&mut self.values).into_flattened());
         let width = i32::try_from(N).expect("ids are short");
-        Arc::new(FixedSizeBinaryArray::new(width, data, self.nulls.finish()))
+        Arc::new(FixedSizeBinaryArray::new(width, data, nulls))
     }
 }
 
@@ -207,12 +353,12 @@ impl<const N: usize> FixedColumn<N> {
 #[derive(Debug)]
 pub struct PrimitiveColumn<T: ArrowPrimitiveType> {
     values: Vec<T::Native>,
-    nulls: NullBufferBuilder,
+    nulls: Nulls,
 }
 
 impl<T: ArrowPrimitiveType> Default for PrimitiveColumn<T> {
     fn default() -> Self {
-        Self { values: Vec::new(), nulls: NullBufferBuilder::new(0) }
+        Self { values: Vec::new(), nulls: Nulls::default() }
     }
 }
 
@@ -221,14 +367,15 @@ impl<T: ArrowPrimitiveType> PrimitiveColumn<T> {
     #[inline]
     pub fn push(&mut self, value: T::Native) {
         self.values.push(value);
-        self.nulls.append_non_null();
     }
 
     /// Appends a number or null.
     #[inline]
     pub fn push_option(&mut self, value: Option<T::Native>) {
+        if value.is_none() {
+            self.nulls.push(self.values.len());
+        }
         self.values.push(value.unwrap_or_default());
-        self.nulls.append(value.is_some());
     }
 
     /// Values so far.
@@ -243,6 +390,12 @@ impl<T: ArrowPrimitiveType> PrimitiveColumn<T> {
         self.values.is_empty()
     }
 
+    /// The values so far; zero where null.
+    #[must_use]
+    pub fn values(&self) -> &[T::Native] {
+        &self.values
+    }
+
     /// Keeps the first `len` values.
     pub fn truncate(&mut self, len: usize) {
         self.values.truncate(len);
@@ -251,29 +404,34 @@ impl<T: ArrowPrimitiveType> PrimitiveColumn<T> {
 
     /// The Arrow column; this one is empty afterwards.
     pub fn finish(&mut self) -> PrimitiveArray<T> {
-        PrimitiveArray::new(ScalarBuffer::from(std::mem::take(&mut self.values)), self.nulls.finish())
+        let nulls = self.nulls.finish(self.values.len());
+        PrimitiveArray::new(ScalarBuffer::from(take(&mut self.values)), nulls)
     }
 }
 
 /// True, false or null.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct BoolColumn {
     values: Vec<bool>,
-    nulls: NullBufferBuilder,
-}
-
-impl Default for BoolColumn {
-    fn default() -> Self {
-        Self { values: Vec::new(), nulls: NullBufferBuilder::new(0) }
-    }
+    nulls: Nulls,
 }
 
 impl BoolColumn {
     /// Appends a value or null.
     #[inline]
     pub fn push(&mut self, value: Option<bool>) {
+        if value.is_none() {
+            self.nulls.push(self.values.len());
+        }
         self.values.push(value.unwrap_or_default());
-        self.nulls.append(value.is_some());
+    }
+
+    /// Appends a value or null until there are `len`.
+    pub fn fill(&mut self, len: usize, value: Option<bool>) {
+        if value.is_none() {
+            (self.values.len()..len).for_each(|row| self.nulls.push(row));
+        }
+        self.values.resize(len, value.unwrap_or_default());
     }
 
     /// Keeps the first `len` values.
@@ -284,8 +442,10 @@ impl BoolColumn {
 
     /// The Arrow column; this one is empty afterwards.
     pub fn finish(&mut self) -> ArrayRef {
-        let values = BooleanBuffer::from(std::mem::take(&mut self.values));
-        Arc::new(BooleanArray::new(values, self.nulls.finish()))
+        let nulls = self.nulls.finish(self.values.len());
+        let values = BooleanBuffer::collect_bool(self.values.len(), |row| self.values[row]);
+        self.values.clear();
+        Arc::new(BooleanArray::new(values, nulls))
     }
 }
 
@@ -303,30 +463,51 @@ pub struct DictionaryColumn {
 
 const NULL_KEY: i32 = -1;
 
+/// The room of a lookup table of more values than these is given back with the batch.
+const LOOKUP_KEPT_MAX: usize = 4096;
+
 impl DictionaryColumn {
     /// The key of `value`, which is added to the dictionary when it is new.
-    ///
-    /// Runs of one value are common (a service, a scope): `hint`, the key of the row before,
-    /// is tried first.
     #[inline]
     pub fn intern(&mut self, value: &[u8]) -> i32 {
-        if let Some(last) = self.keys.last()
-            && *last != NULL_KEY
-            && self.values.value(*last as usize) == value
-        {
-            return *last;
-        }
-        self.intern_hashed(value)
+        self.find(value).unwrap_or_else(|hash| self.insert(hash, value))
     }
 
-    fn intern_hashed(&mut self, value: &[u8]) -> i32 {
-        let hash = xxh3_64(value);
-        let values = &self.values;
-        if let Some((_, key)) =
-            self.lookup.find(hash, |(other, key)| *other == hash && values.value(*key as usize) == value)
-        {
-            return *key;
+    /// The key of a text, which is checked and added to the dictionary when it is new.
+    ///
+    /// # Errors
+    /// [`WireError::Utf8`].
+    #[inline]
+    pub fn intern_text(&mut self, text: &[u8]) -> Result<i32, WireError> {
+        match self.find(text) {
+            Ok(key) => Ok(key),
+            Err(hash) => {
+                simdutf8::basic::from_utf8(text).map_err(|_utf8| WireError::Utf8)?;
+                Ok(self.insert(hash, text))
+            }
         }
+    }
+
+    /// The key of a value that the dictionary holds, else its hash for [`DictionaryColumn::insert`].
+    ///
+    /// # Errors
+    /// The hash.
+    #[inline]
+    pub fn find(&self, value: &[u8]) -> Result<i32, u64> {
+        // Runs of one value are common: that of the row before is tried first.
+        if let Some(last) = self.keys.last()
+            && *last != NULL_KEY
+            && same(self.values.value(*last as usize), value)
+        {
+            return Ok(*last);
+        }
+        let hash = xxh3_64(value);
+        let same = |(other, key): &(u64, i32)| *other == hash && same(self.values.value(*key as usize), value);
+        self.lookup.find(hash, same).map(|(_, key)| *key).ok_or(hash)
+    }
+
+    /// Adds a value that [`DictionaryColumn::find`] did not find; returns its key.
+    pub fn insert(&mut self, hash: u64, value: &[u8]) -> i32 {
         let key = offset(self.values.len());
         self.values.push(value);
         self.lookup.insert_unique(hash, (hash, key), |(other, _)| *other);
@@ -344,6 +525,17 @@ impl DictionaryColumn {
     #[inline]
     pub fn push_key(&mut self, key: i32) {
         self.keys.push(key);
+    }
+
+    /// Appends such rows until there are `len`.
+    pub fn fill_key(&mut self, len: usize, key: i32) {
+        self.keys.resize(len, key);
+    }
+
+    /// Appends null rows until there are `len`.
+    pub fn fill_null(&mut self, len: usize) {
+        self.nullable |= len > self.keys.len();
+        self.keys.resize(len, NULL_KEY);
     }
 
     /// Appends a null row.
@@ -371,17 +563,17 @@ impl DictionaryColumn {
     }
 
     fn finish_keys(&mut self) -> Int32Array {
+        if self.lookup.len() > LOOKUP_KEPT_MAX {
+            self.lookup = HashTable::new();
+        }
         self.lookup.clear();
-        let mut keys = std::mem::take(&mut self.keys);
+        let mut keys = take(&mut self.keys);
         if !std::mem::take(&mut self.nullable) {
             return Int32Array::new(ScalarBuffer::from(keys), None);
         }
-        let mut nulls = NullBufferBuilder::new(keys.len());
-        for key in &mut keys {
-            nulls.append(*key != NULL_KEY);
-            *key = (*key).max(0);
-        }
-        Int32Array::new(ScalarBuffer::from(keys), nulls.finish())
+        let valid = BooleanBuffer::collect_bool(keys.len(), |row| keys[row] != NULL_KEY);
+        keys.iter_mut().for_each(|key| *key = (*key).max(0));
+        Int32Array::new(ScalarBuffer::from(keys), Some(NullBuffer::new(valid)))
     }
 
     /// As dictionary-encoded text. The column is empty afterwards.
@@ -399,6 +591,70 @@ impl DictionaryColumn {
         let keys = self.finish_keys();
         let values = Arc::new(self.values.finish_binary());
         Arc::new(DictionaryArray::<Int32Type>::try_new(keys, values).expect("keys point into the values"))
+    }
+}
+
+/// An open enum: the text of each number is looked up once, and then only its key.
+#[derive(Debug)]
+pub struct EnumColumn {
+    texts: DictionaryColumn,
+    /// Keys of the small numbers that were seen.
+    known: [i32; 8],
+}
+
+impl Default for EnumColumn {
+    fn default() -> Self {
+        Self { texts: DictionaryColumn::default(), known: [NULL_KEY; 8] }
+    }
+}
+
+impl EnumColumn {
+    /// The key of a number: of its name, or of itself as text when it has no name.
+    #[inline]
+    pub fn intern(&mut self, number: i32, names: &[&str]) -> i32 {
+        match usize::try_from(number).ok().and_then(|number| self.known.get(number)) {
+            Some(key) if *key != NULL_KEY => *key,
+            _ => self.intern_new(number, names),
+        }
+    }
+
+    #[cold]
+    fn intern_new(&mut self, number: i32, names: &[&str]) -> i32 {
+        let index = usize::try_from(number).ok();
+        let key = match index.and_then(|index| names.get(index)) {
+            Some(name) => self.texts.intern(name.as_bytes()),
+            None => self.texts.intern(number.to_string().as_bytes()),
+        };
+        if let Some(known) = index.and_then(|index| self.known.get_mut(index)) {
+            *known = key;
+        }
+        key
+    }
+
+    /// Appends a row that holds a number.
+    #[inline]
+    pub fn push(&mut self, number: i32, names: &[&str]) {
+        let key = self.intern(number, names);
+        self.texts.push_key(key);
+    }
+
+    /// Appends rows that hold the number of a key, or null, until there are `len`.
+    pub fn fill(&mut self, len: usize, key: Option<i32>) {
+        match key {
+            Some(key) => self.texts.fill_key(len, key),
+            None => self.texts.fill_null(len),
+        }
+    }
+
+    /// Keeps the first `len` rows.
+    pub fn truncate(&mut self, len: usize) {
+        self.texts.truncate(len);
+    }
+
+    /// As dictionary-encoded text. The column is empty afterwards.
+    pub fn finish(&mut self) -> ArrayRef {
+        self.known = [NULL_KEY; 8];
+        self.texts.finish_utf8()
     }
 }
 

@@ -11,9 +11,10 @@
 //! ```
 
 use arrow::datatypes::DataType;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::value::{ItemError, KeyValue, Value, check_key_values, write_json_object};
-use crate::wire::{Field, Reader, put_bytes};
+use crate::wire::{Field, Reader, WireError, put_bytes};
 
 /// What a context describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,14 +39,41 @@ pub fn context_type() -> DataType {
 #[must_use]
 pub fn encode(kind: ContextKind, message: &[u8], schema_url: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(message.len() + schema_url.len() + 12);
+    encode_into(kind, message, schema_url, &mut out);
+    out
+}
+
+/// As [`encode`], appended to `out`.
+pub fn encode_into(kind: ContextKind, message: &[u8], schema_url: &str, out: &mut Vec<u8>) {
     out.push(kind as u8);
     if !message.is_empty() {
-        put_bytes(&mut out, 1, message);
+        put_bytes(out, 1, message);
     }
     if !schema_url.is_empty() {
-        put_bytes(&mut out, 3, schema_url.as_bytes());
+        put_bytes(out, 3, schema_url.as_bytes());
     }
-    out
+}
+
+/// A hash of everything a resource or a scope says. The order of its attributes does not matter,
+/// since two exporters, or two runs of one, may order them differently; everything else does,
+/// the order inside an attribute's list included.
+///
+/// # Errors
+/// [`WireError`] when the message is not protobuf.
+pub fn identity(kind: ContextKind, message: &[u8], schema_url: &str) -> Result<u64, WireError> {
+    // No field has the number 0.
+    let mut sum = xxh3_64_with_seed(schema_url.as_bytes(), 0);
+    let mut reader = Reader::new(message);
+    while let Some((number, field)) = reader.next()? {
+        let seed = u64::from(number);
+        sum = sum.wrapping_add(match field {
+            Field::Bytes(bytes) => xxh3_64_with_seed(bytes, seed),
+            Field::Varint(value) | Field::Fixed64(value) => xxh3_64_with_seed(&value.to_le_bytes(), seed),
+            Field::Fixed32(value) => xxh3_64_with_seed(&value.to_le_bytes(), seed),
+            Field::Group => seed,
+        });
+    }
+    Ok(xxh3_64_with_seed(&sum.to_le_bytes(), kind as u64))
 }
 
 /// Checks a resource or scope message as it came in: UTF-8, wire format, depth, counts.

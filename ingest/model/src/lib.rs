@@ -22,6 +22,7 @@ pub mod context;
 pub mod ledger;
 pub mod limits;
 pub mod schema;
+mod shapes;
 pub mod signal;
 pub mod tenant;
 pub mod time;

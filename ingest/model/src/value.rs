@@ -12,7 +12,7 @@ use base64::Engine as _;
 
 use crate::ledger::RejectReason;
 use crate::limits::{ATTRIBUTES_MAX, KEY_BYTES_MAX, VALUE_DEPTH_MAX};
-use crate::wire::{Field, Reader, WireError};
+use crate::wire::{BYTES, Field, Reader, WireError, key};
 
 /// What can be wrong with an item: it is not protobuf (the request is refused), or it breaks a
 /// rule (the item is refused, its neighbours are stored).
@@ -61,6 +61,17 @@ impl<'a> Value<'a> {
     #[inline]
     pub fn parse(any_value: &'a [u8]) -> Result<Self, ItemError> {
         Self::parse_at(any_value, 0)
+    }
+
+    /// The text of an `AnyValue` that holds text and no other field; the text is not checked.
+    #[inline]
+    #[must_use]
+    pub fn plain_text(any_value: &'a [u8]) -> Option<&'a [u8]> {
+        let mut reader = Reader::new(any_value);
+        if reader.key() != Ok(Some(key(1, BYTES))) {
+            return None;
+        }
+        reader.bytes().ok().filter(|_text| reader.is_empty())
     }
 
     fn parse_at(any_value: &'a [u8], depth: usize) -> Result<Self, ItemError> {

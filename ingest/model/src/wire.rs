@@ -145,7 +145,96 @@ impl<'a> Field<'a> {
     /// [`WireError::FieldType`] or [`WireError::Utf8`].
     #[inline]
     pub fn string(self, field: u32) -> Result<&'a str, WireError> {
-        std::str::from_utf8(self.bytes(field)?).map_err(|_utf8| WireError::Utf8)
+        text(self.bytes(field)?)
+    }
+}
+
+/// The bytes as text.
+///
+/// # Errors
+/// [`WireError::Utf8`].
+#[inline]
+pub fn text(bytes: &[u8]) -> Result<&str, WireError> {
+    simdutf8::basic::from_utf8(bytes).map_err(|_utf8| WireError::Utf8)
+}
+
+/// The wire type of varint fields.
+pub const VARINT: u64 = 0;
+/// The wire type of fixed64, sfixed64 and double fields.
+pub const FIXED64: u64 = 1;
+/// The wire type of string, bytes and message fields, and of packed numbers.
+pub const BYTES: u64 = 2;
+/// The wire type of fixed32 fields.
+pub const FIXED32: u64 = 5;
+
+/// The key of a field: its number and wire type.
+#[must_use]
+pub const fn key(number: u64, wire_type: u64) -> u64 {
+    number << 3 | wire_type
+}
+
+/// The number and the wire type in a key.
+#[inline]
+fn split(key: u64) -> Result<(u32, u8), WireError> {
+    let key = u32::try_from(key).map_err(|_wide| WireError::FieldNumber)?;
+    if key >> 3 == 0 {
+        return Err(WireError::FieldNumber);
+    }
+    Ok((key >> 3, (key & 7) as u8))
+}
+
+/// Bytes, and those behind them in the same message. Copying or comparing a fixed number of bytes
+/// is several times faster than any other number, and what is too many can be ignored.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// The bytes and what follows them.
+    view: &'a [u8],
+    /// How many there are; at most `view.len()`.
+    length: usize,
+}
+
+impl<'a> Run<'a> {
+    /// All of `bytes`, with nothing in view behind them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(bytes: &'a [u8]) -> Self {
+        Self { view: bytes, length: bytes.len() }
+    }
+
+    /// The bytes.
+    #[inline(always)]
+    #[must_use]
+    pub fn bytes(self) -> &'a [u8] {
+        &self.view[..self.length]
+    }
+
+    /// How many bytes there are.
+    #[inline(always)]
+    #[must_use]
+    pub const fn len(self) -> usize {
+        self.length
+    }
+
+    /// Whether there are none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.length == 0
+    }
+
+    /// The first `N` bytes in view, of which only the first [`Run::len`] are these bytes.
+    #[inline(always)]
+    #[must_use]
+    pub fn chunk<const N: usize>(self) -> Option<&'a [u8; N]> {
+        self.view.first_chunk::<N>()
+    }
+
+    /// The bytes from `start` on; `None` when there are fewer.
+    #[inline(always)]
+    #[must_use]
+    pub fn from(self, start: usize) -> Option<Self> {
+        let length = self.length.checked_sub(start)?;
+        Some(Self { view: self.view.get(start..)?, length })
     }
 }
 
@@ -187,124 +276,187 @@ impl<'a> Reader<'a> {
         reason = "an iterator of results would hide the early return that callers want"
     )]
     pub fn next(&mut self) -> Result<Option<(u32, Field<'a>)>, WireError> {
-        if self.rest.is_empty() {
-            return Ok(None);
+        match self.key()? {
+            Some(key) => self.field(key).map(Some),
+            None => Ok(None),
         }
-        let (number, wire_type) = self.key()?;
-        let field = match wire_type {
-            0 => Field::Varint(self.varint()?),
-            1 => Field::Fixed64(u64::from_le_bytes(self.array()?)),
-            2 => {
-                let length = self.varint()?;
-                Field::Bytes(self.take(length)?)
-            }
-            3 => {
-                self.skip_group(number)?;
-                Field::Group
-            }
-            5 => Field::Fixed32(u32::from_le_bytes(self.array()?)),
-            _ => return Err(WireError::WireType),
-        };
-        Ok(Some((number, field)))
     }
 
-    #[inline]
-    fn key(&mut self) -> Result<(u32, u8), WireError> {
-        let key = u32::try_from(self.varint()?).map_err(|_wide| WireError::FieldNumber)?;
-        if key >> 3 == 0 {
-            return Err(WireError::FieldNumber);
-        }
-        Ok((key >> 3, (key & 7) as u8))
-    }
-
-    /// A bare varint, as it stands inside packed fields.
+    /// The key of the next field, or `None` at the end, for messages that are worth a match on
+    /// keys (see [`key`]). The field's value must be read next: as its wire type says, or by
+    /// [`Reader::other`].
     ///
     /// # Errors
     /// [`WireError::Truncated`] or [`WireError::Varint`].
+    #[inline(always)]
+    pub fn key(&mut self) -> Result<Option<u64>, WireError> {
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        self.varint().map(Some)
+    }
+
+    /// Steps over the value of a field that no match on keys took.
+    ///
+    /// # Errors
+    /// Any [`WireError`] but `Utf8`; `FieldType` when the field's number is a `known` one.
     #[inline]
+    pub fn other(&mut self, key: u64, known: impl FnOnce(u32) -> bool) -> Result<(), WireError> {
+        let (number, field);
+        (number, field, *self) = any_field(*self, key)?;
+        if known(number) { Err(field.mismatch(number)) } else { Ok(()) }
+    }
+
+    #[inline]
+    fn field(&mut self, key: u64) -> Result<(u32, Field<'a>), WireError> {
+        let (number, wire_type) = split(key)?;
+        let field = match wire_type {
+            0 => Field::Varint(self.varint()?),
+            1 => Field::Fixed64(self.fixed64()?),
+            2 => Field::Bytes(self.bytes()?),
+            3 => {
+                *self = skip_group(*self, number)?;
+                Field::Group
+            }
+            5 => Field::Fixed32(self.fixed32()?),
+            _ => return Err(WireError::WireType),
+        };
+        Ok((number, field))
+    }
+
+    /// A bare varint: the value of a varint field, or an element of a packed one.
+    ///
+    /// # Errors
+    /// [`WireError::Truncated`] or [`WireError::Varint`].
+    #[inline(always)]
     pub fn varint(&mut self) -> Result<u64, WireError> {
         match self.rest {
-            // One byte is by far the most common: field keys and short lengths.
+            // One byte is by far the most common: field keys and short lengths. Then two: lengths.
             [first, rest @ ..] if *first < 0x80 => {
                 self.rest = rest;
                 Ok(u64::from(*first))
             }
-            _ => self.varint_long(),
+            [first, second, rest @ ..] if *second < 0x80 => {
+                self.rest = rest;
+                Ok(u64::from(first & 0x7f) | u64::from(*second) << 7)
+            }
+            // By value: a reader that no call may change stays in registers.
+            rest => {
+                let (value, rest) = varint_long(rest)?;
+                self.rest = rest;
+                Ok(value)
+            }
         }
     }
 
-    fn varint_long(&mut self) -> Result<u64, WireError> {
-        let mut value = 0_u64;
-        for (index, byte) in self.rest.iter().take(10).enumerate() {
-            // The tenth byte holds the 64th bit and nothing else.
-            if index == 9 && *byte > 1 {
-                return Err(WireError::Varint);
-            }
-            value |= u64::from(byte & 0x7f) << (7 * index);
-            if *byte < 0x80 {
-                self.rest = &self.rest[index + 1..];
-                return Ok(value);
-            }
-        }
-        Err(if self.rest.len() < 10 { WireError::Truncated } else { WireError::Varint })
-    }
-
-    /// Eight bare bytes, as they stand inside packed fields.
+    /// The value of a fixed64 field, or an element of a packed one.
     ///
     /// # Errors
     /// [`WireError::Truncated`].
-    #[inline]
+    #[inline(always)]
     pub fn fixed64(&mut self) -> Result<u64, WireError> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    #[inline]
+    /// The value of a fixed32 field.
+    ///
+    /// # Errors
+    /// [`WireError::Truncated`].
+    #[inline(always)]
+    pub fn fixed32(&mut self) -> Result<u32, WireError> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    /// The value of a bytes, string or message field.
+    ///
+    /// # Errors
+    /// [`WireError::Truncated`] or [`WireError::Varint`].
+    #[inline(always)]
+    pub fn bytes(&mut self) -> Result<&'a [u8], WireError> {
+        self.run().map(Run::bytes)
+    }
+
+    /// As [`Reader::bytes`], with what follows in view.
+    ///
+    /// # Errors
+    /// As [`Reader::bytes`].
+    #[inline(always)]
+    pub fn run(&mut self) -> Result<Run<'a>, WireError> {
+        let length = self.varint()?;
+        let length = usize::try_from(length).map_err(|_wide| WireError::Truncated)?;
+        let view = self.rest;
+        self.rest = view.get(length..).ok_or(WireError::Truncated)?;
+        Ok(Run { view, length })
+    }
+
+    /// The value of a string field.
+    ///
+    /// # Errors
+    /// As [`Reader::bytes`], or [`WireError::Utf8`].
+    #[inline(always)]
+    pub fn string(&mut self) -> Result<&'a str, WireError> {
+        text(self.bytes()?)
+    }
+
+    #[inline(always)]
     fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
         let (head, rest) = self.rest.split_first_chunk::<N>().ok_or(WireError::Truncated)?;
         self.rest = rest;
         Ok(*head)
     }
+}
 
-    #[inline]
-    fn take(&mut self, length: u64) -> Result<&'a [u8], WireError> {
-        let length = usize::try_from(length).map_err(|_wide| WireError::Truncated)?;
-        let (head, rest) = self.rest.split_at_checked(length).ok_or(WireError::Truncated)?;
-        self.rest = rest;
-        Ok(head)
-    }
+#[cold]
+fn any_field(mut reader: Reader<'_>, key: u64) -> Result<(u32, Field<'_>, Reader<'_>), WireError> {
+    let (number, field) = reader.field(key)?;
+    Ok((number, field, reader))
+}
 
-    /// Steps over a group without recursion: a stack of open field numbers, bounded.
-    #[cold]
-    fn skip_group(&mut self, opened: u32) -> Result<(), WireError> {
-        let mut open = [0_u32; GROUP_DEPTH_MAX];
-        open[0] = opened;
-        let mut depth = 1;
-        while depth > 0 {
-            let (number, wire_type) = self.key()?;
-            match wire_type {
-                0 => {
-                    self.varint()?;
-                }
-                1 => {
-                    self.array::<8>()?;
-                }
-                2 => {
-                    let length = self.varint()?;
-                    self.take(length)?;
-                }
-                3 => {
-                    *open.get_mut(depth).ok_or(WireError::GroupDepth)? = number;
-                    depth += 1;
-                }
-                4 if open[depth - 1] == number => depth -= 1,
-                5 => {
-                    self.array::<4>()?;
-                }
-                _ => return Err(WireError::WireType),
-            }
+fn varint_long(bytes: &[u8]) -> Result<(u64, &[u8]), WireError> {
+    let mut value = 0_u64;
+    for (index, byte) in bytes.iter().take(10).enumerate() {
+        // The tenth byte holds the 64th bit and nothing else.
+        if index == 9 && *byte > 1 {
+            return Err(WireError::Varint);
         }
-        Ok(())
+        value |= u64::from(byte & 0x7f) << (7 * index);
+        if *byte < 0x80 {
+            return Ok((value, &bytes[index + 1..]));
+        }
     }
+    Err(if bytes.len() < 10 { WireError::Truncated } else { WireError::Varint })
+}
+
+/// Steps over a group without recursion: a stack of open field numbers, bounded.
+#[cold]
+fn skip_group(mut reader: Reader<'_>, opened: u32) -> Result<Reader<'_>, WireError> {
+    let mut open = [0_u32; GROUP_DEPTH_MAX];
+    open[0] = opened;
+    let mut depth = 1;
+    while depth > 0 {
+        let (number, wire_type) = split(reader.varint()?)?;
+        match wire_type {
+            0 => {
+                reader.varint()?;
+            }
+            1 => {
+                reader.fixed64()?;
+            }
+            2 => {
+                reader.bytes()?;
+            }
+            3 => {
+                *open.get_mut(depth).ok_or(WireError::GroupDepth)? = number;
+                depth += 1;
+            }
+            4 if open[depth - 1] == number => depth -= 1,
+            5 => {
+                reader.fixed32()?;
+            }
+            _ => return Err(WireError::WireType),
+        }
+    }
+    Ok(reader)
 }
 
 /// Appends a varint.

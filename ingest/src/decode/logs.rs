@@ -8,16 +8,15 @@ use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::{Int32Type, TimestampNanosecondType, UInt32Type};
 use model::attributes::AttributesColumn;
 use model::columns::{BoolColumn, DictionaryColumn, FixedColumn, OptionalBytesColumn, PrimitiveColumn};
-use model::context::ContextKind;
 use model::ledger::{LedgerDelta, RejectReason};
 use model::limits::ITEM_BYTES_MAX;
 use model::schema::schema;
 use model::signal::Table;
 use model::time::Timestamp;
 use model::value::Value;
-use model::wire::{Reader, WireError};
+use model::wire::{BYTES, FIXED32, FIXED64, Reader, VARINT, WireError, key};
 
-use super::envelope::{ContextColumns, ContextKeys, Envelope, items, repeated};
+use super::envelope::{ContextColumns, Envelope, Order, Stop, repeated};
 use super::{ItemResult, count, optional_time, refusal};
 
 #[derive(Debug, Default)]
@@ -39,65 +38,97 @@ pub(super) struct LogColumns {
 }
 
 impl LogColumns {
-    pub(super) fn decode_request(&mut self, body: &[u8], now: Timestamp) -> Result<LedgerDelta, WireError> {
+    pub(super) fn decode_request(&mut self, body: &[u8], order: Order, now: Timestamp) -> Result<LedgerDelta, Stop> {
         let mut delta = LedgerDelta::default();
         for resource_logs in repeated(body, 1) {
-            let resource_logs = resource_logs?;
-            let resource = Envelope::scan(ContextKind::Resource, resource_logs)?;
-            let keys = self.context.resource(&resource);
-            for scope_logs in items(resource_logs) {
-                let scope_logs = scope_logs?;
-                let scope = Envelope::scan(ContextKind::Scope, scope_logs)?;
-                let keys = self.context.scope(keys, &scope);
-                for record in items(scope_logs) {
-                    let record = record?;
-                    let outcome = match refusal(&delta, resource.refused.or(scope.refused)) {
+            let mut resource = Envelope::open(resource_logs?, order)?;
+            while let Some(scope_logs) = resource.next_item()? {
+                let mut scope = Envelope::open(scope_logs, order)?;
+                let refused = self.context.refused(&resource, &scope)?;
+                while let Some(record) = scope.next_item()? {
+                    let outcome = match refusal(&delta, refused) {
                         Some(reason) => Err(reason.into()),
-                        None => self.push_record(record, keys, now),
+                        None => self.push_record(record, now),
                     };
                     if !count(&mut delta, outcome)? {
+                        self.check_text()?;
                         self.truncate(self.len());
                     }
                 }
+                self.context.end_scope(&scope, self.len())?;
             }
+            self.context.end_resource(&resource, self.len())?;
         }
+        self.check_text()?;
         Ok(delta)
     }
 
-    fn push_record(&mut self, record: &[u8], keys: ContextKeys, now: Timestamp) -> ItemResult {
+    /// Checks text that was pushed unchecked, also that of an item about to be taken back: a
+    /// request that is malformed before the item breaks a rule is malformed.
+    fn check_text(&mut self) -> Result<(), WireError> {
+        self.body.check_text()?;
+        self.attributes.check_text()
+    }
+
+    #[inline(never)]
+    fn push_record(&mut self, record: &[u8], now: Timestamp) -> ItemResult {
+        const TIME: u64 = key(1, FIXED64);
+        const SEVERITY_NUMBER: u64 = key(2, VARINT);
+        const SEVERITY_TEXT: u64 = key(3, BYTES);
+        const BODY: u64 = key(5, BYTES);
+        const ATTRIBUTE: u64 = key(6, BYTES);
+        const DROPPED_ATTRIBUTES: u64 = key(7, VARINT);
+        const FLAGS: u64 = key(8, FIXED32);
+        const TRACE_ID: u64 = key(9, BYTES);
+        const SPAN_ID: u64 = key(10, BYTES);
+        const OBSERVED_TIME: u64 = key(11, FIXED64);
+        const EVENT_NAME: u64 = key(12, BYTES);
         if record.len() > ITEM_BYTES_MAX {
             return Err(RejectReason::ItemTooLarge.into());
         }
-        let (mut nanos, mut observed, mut severity_number, mut severity_text) = (0, 0, 0, "");
-        let (mut event_name, mut trace_id, mut span_id) = ("", &[][..], &[][..]);
+        let (mut nanos, mut observed, mut severity_number, mut severity_text) = (0, 0, 0, None);
+        let (mut event_name, mut trace_id, mut span_id) = (None, &[][..], &[][..]);
         let (mut dropped, mut flags) = (0, 0);
         let mut body: Option<Cow<'_, [u8]>> = None;
         let mut reader = Reader::new(record);
-        while let Some((number, field)) = reader.next()? {
-            match number {
-                1 => nanos = field.fixed64(1)?,
-                2 => severity_number = field.uint32(2)?.cast_signed(),
-                3 => severity_text = field.string(3)?,
-                5 => {
-                    let bytes = field.bytes(5)?;
+        while let Some(key) = reader.key()? {
+            match key {
+                TIME => nanos = reader.fixed64()?,
+                SEVERITY_NUMBER => severity_number = (reader.varint()? as u32).cast_signed(),
+                SEVERITY_TEXT => severity_text = Some(self.severity_text.intern_text(reader.bytes()?)?),
+                BODY => {
+                    let bytes = reader.bytes()?;
                     body = Some(match body {
                         None => Cow::Borrowed(bytes),
                         // A message field that occurs twice merges; merging is concatenation.
                         Some(before) => Cow::Owned([&before, bytes].concat()),
                     });
                 }
-                6 => self.attributes.push_key_value(field.bytes(6)?)?,
-                7 => dropped = field.uint32(7)?,
-                8 => flags = field.fixed32(8)?,
-                9 => trace_id = field.bytes(9)?,
-                10 => span_id = field.bytes(10)?,
-                11 => observed = field.fixed64(11)?,
-                12 => event_name = field.string(12)?,
-                _ => {}
+                ATTRIBUTE => self.attributes.push_key_value(reader.run()?)?,
+                DROPPED_ATTRIBUTES => dropped = reader.varint()? as u32,
+                FLAGS => flags = reader.fixed32()?,
+                TRACE_ID => trace_id = reader.bytes()?,
+                SPAN_ID => span_id = reader.bytes()?,
+                OBSERVED_TIME => observed = reader.fixed64()?,
+                EVENT_NAME => event_name = Some(self.event_name.intern_text(reader.bytes()?)?),
+                // Field 4 was the name once; it is no longer known.
+                other => reader.other(other, |number| matches!(number, 1..=3 | 5..=12))?,
             }
         }
-        // Everything that can refuse the record comes before the first push.
-        let value = body.as_deref().map(Value::parse).transpose()?;
+        match body.as_deref() {
+            None => {
+                self.body.push(None);
+                self.body_value.push(None);
+            }
+            Some(any_value) => match Value::plain_text(any_value) {
+                Some(text) => {
+                    self.body.push(Some(text));
+                    self.body_value.push(None);
+                }
+                None => self.push_body(any_value)?,
+            },
+        }
+        // Everything else that can refuse the record comes before the next push.
         let event_time = optional_time(nanos)?;
         let observed_time = optional_time(observed)?;
         // logs.proto: a record whose ids are invalid is not associated with a trace; it is no reason
@@ -110,33 +141,34 @@ impl LogColumns {
         self.time_inferred.push(Some(event_time.is_none()));
         self.observed_time.push_option(observed_time);
         self.severity_number.push(severity_number);
-        self.severity_text.push(severity_text.as_bytes());
-        match value {
-            Some(Value::String(text)) => {
-                self.body.push(Some(text.as_bytes()));
-                self.body_value.push(None);
-            }
-            Some(other) => {
-                self.body.push(other.to_text().as_deref().map(str::as_bytes));
-                self.body_value.push(body.as_deref());
-            }
-            None => {
-                self.body.push(None);
-                self.body_value.push(None);
-            }
-        }
-        self.event_name.push(event_name.as_bytes());
+        let severity_text = severity_text.unwrap_or_else(|| self.severity_text.intern(b""));
+        self.severity_text.push_key(severity_text);
+        let event_name = event_name.unwrap_or_else(|| self.event_name.intern(b""));
+        self.event_name.push_key(event_name);
         self.trace_id.push(trace_id);
         self.span_id.push(span_id);
         self.flags.push(flags);
         self.attributes.end_row();
         self.dropped_attributes_count.push(dropped);
-        self.context.push(keys);
+        Ok(())
+    }
+
+    fn push_body(&mut self, any_value: &[u8]) -> ItemResult {
+        match Value::parse(any_value)? {
+            Value::String(text) => {
+                self.body.push(Some(text.as_bytes()));
+                self.body_value.push(None);
+            }
+            other => {
+                self.body.push(other.to_text().as_deref().map(str::as_bytes));
+                self.body_value.push(Some(any_value));
+            }
+        }
         Ok(())
     }
 
     pub(super) fn len(&self) -> usize {
-        self.context.len()
+        self.time.len()
     }
 
     /// Keeps the first `rows` rows, and no unfinished one.
@@ -158,11 +190,12 @@ impl LogColumns {
     }
 
     pub(super) fn finish(&mut self) -> RecordBatch {
+        let [service_name, resource, scope] = self.context.finish();
         let columns: Vec<ArrayRef> = vec![
             Arc::new(self.time.finish().with_timezone("UTC")),
             self.time_inferred.finish(),
             Arc::new(self.observed_time.finish().with_timezone("UTC")),
-            self.context.service_name.finish_utf8(),
+            service_name,
             Arc::new(self.severity_number.finish()),
             self.severity_text.finish_utf8(),
             self.body.finish_utf8(),
@@ -173,8 +206,8 @@ impl LogColumns {
             Arc::new(self.flags.finish()),
             self.attributes.finish(),
             Arc::new(self.dropped_attributes_count.finish()),
-            self.context.resource.finish_binary(),
-            self.context.scope.finish_binary(),
+            resource,
+            scope,
         ];
         RecordBatch::try_new(schema(Table::Logs), columns).expect("the columns are those of the schema")
     }

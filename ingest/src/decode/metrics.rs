@@ -9,25 +9,22 @@ use arrow::array::{Array, ArrayRef, ListArray, RecordBatch, StructArray};
 use arrow::datatypes::{
     DataType, Field, Float64Type, Int32Type, Int64Type, TimestampNanosecondType, UInt32Type, UInt64Type,
 };
-use model::attributes::{AttributesColumn, Kind};
-use model::columns::{BoolColumn, DictionaryColumn, FixedColumn, Offsets, PrimitiveColumn};
+use model::attributes::AttributesColumn;
+use model::columns::{BoolColumn, DictionaryColumn, EnumColumn, FixedColumn, Offsets, PrimitiveColumn};
 use model::context::ContextKind;
 use model::ledger::{LedgerDelta, RejectReason};
 use model::limits::{BUCKETS_MAX, EXPONENTIAL_SCALE_ABS_MAX, ITEM_BYTES_MAX};
 use model::schema::{bucket_fields, exemplar_fields, quantile_fields, schema};
 use model::signal::Table;
-use model::value::{ItemError, KeyValue, Value, check_key_values};
-use model::wire::{Field as WireField, Reader, WireError, put_bytes};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use model::value::{ItemError, check_key_values};
+use model::wire::{BYTES, FIXED64, Field as WireField, Reader, Run, VARINT, WireError, key, put_bytes};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::envelope::{ContextColumns, ContextKeys, Envelope, items, repeated};
+use super::envelope::{ContextColumns, ContextKeys, Envelope, Order, Stop, repeated};
 use super::spans::item_of;
 use super::{
-    Allowance, ItemResult, TEMPORALITIES, count, enum_text, fixed64s, optional_id, optional_time, refusal, time,
+    Allowance, ItemResult, SeriesGate, TEMPORALITIES, count, fixed64s, optional_id, optional_time, refusal, time,
 };
-
-/// Asks whether a series may be stored.
-type Gate<'a> = &'a mut dyn FnMut(u64) -> bool;
 
 /// `DataPointFlags.NO_RECORDED_VALUE_MASK`: the point says only that the series ended.
 const NO_RECORDED_VALUE: u32 = 1;
@@ -74,10 +71,12 @@ struct Metric<'a> {
     name: &'a str,
     description: &'a str,
     unit: &'a str,
+    /// What is stored for `metadata`; empty when there is none.
     metadata: Vec<u8>,
     kind: DataKind,
-    /// The messages of the data field; more than one merge.
-    data: Vec<&'a [u8]>,
+    /// The message of the data field, and more of them, which merge.
+    data: &'a [u8],
+    more_data: Vec<&'a [u8]>,
     temporality: i32,
     is_monotonic: bool,
     refused: Option<RejectReason>,
@@ -86,45 +85,62 @@ struct Metric<'a> {
 impl<'a> Metric<'a> {
     /// Reads a metric; `None` when it holds no data.
     fn parse(metric: &'a [u8]) -> Result<Option<Self>, WireError> {
+        const POINT: u64 = key(1, BYTES);
+        const TEMPORALITY: u64 = key(2, VARINT);
+        const IS_MONOTONIC: u64 = key(3, VARINT);
         let (mut name, mut description, mut unit) = ("", "", "");
-        let mut metadata = vec![ContextKind::MetricMetadata as u8];
-        let mut data: Option<(DataKind, Vec<&[u8]>)> = None;
+        let mut metadata = Vec::new();
+        let mut data: Option<(DataKind, &[u8])> = None;
+        let mut more_data = Vec::new();
         let mut reader = Reader::new(metric);
         while let Some((number, field)) = reader.next()? {
             match number {
                 1 => name = field.string(1)?,
                 2 => description = field.string(2)?,
                 3 => unit = field.string(3)?,
-                12 => put_bytes(&mut metadata, 12, field.bytes(12)?),
+                12 => {
+                    if metadata.is_empty() {
+                        metadata.push(ContextKind::MetricMetadata as u8);
+                    }
+                    put_bytes(&mut metadata, 12, field.bytes(12)?);
+                }
                 _ => {
                     if let Some(kind) = DataKind::from_field(number) {
                         let part = field.bytes(number)?;
-                        match &mut data {
+                        match data {
                             // The same member again merges, another one replaces (protobuf oneof).
-                            Some((before, parts)) if *before == kind => parts.push(part),
-                            _ => data = Some((kind, vec![part])),
+                            Some((before, _)) if before == kind => more_data.push(part),
+                            _ => {
+                                data = Some((kind, part));
+                                more_data.clear();
+                            }
                         }
                     }
                 }
             }
         }
-        let mut refused = match check_key_values(&metadata[1..], 12) {
+        let mut refused = match check_key_values(metadata.get(1..).unwrap_or_default(), 12) {
             Ok(()) => None,
             Err(ItemError::Reject(reason)) => Some(reason),
             Err(ItemError::Wire(error)) => return Err(error),
         };
         let Some((kind, data)) = data else { return Ok(None) };
         let (mut temporality, mut is_monotonic) = (0, false);
-        for part in &data {
+        for part in std::iter::once(&data).chain(&more_data) {
             let mut reader = Reader::new(part);
-            while let Some((number, field)) = reader.next()? {
-                match number {
-                    1 => {
-                        field.bytes(1)?;
+            while let Some(key) = reader.key()? {
+                match key {
+                    POINT => {
+                        reader.bytes()?;
                     }
-                    2 if kind.has_temporality() => temporality = field.uint32(2)?.cast_signed(),
-                    3 if kind == DataKind::Sum => is_monotonic = field.varint(3)? != 0,
-                    _ => {}
+                    TEMPORALITY if kind.has_temporality() => temporality = (reader.varint()? as u32).cast_signed(),
+                    IS_MONOTONIC if kind == DataKind::Sum => is_monotonic = reader.varint()? != 0,
+                    other => reader.other(other, |number| match number {
+                        1 => true,
+                        2 => kind.has_temporality(),
+                        3 => kind == DataKind::Sum,
+                        _ => false,
+                    })?,
                 }
             }
         }
@@ -134,12 +150,17 @@ impl<'a> Metric<'a> {
         if kind.has_temporality() && !matches!(temporality, 1 | 2) {
             refused = refused.or(Some(RejectReason::MissingTemporality));
         }
-        Ok(Some(Self { name, description, unit, metadata, kind, data, temporality, is_monotonic, refused }))
+        Ok(Some(Self { name, description, unit, metadata, kind, data, more_data, temporality, is_monotonic, refused }))
+    }
+
+    /// The data points.
+    fn points(&self) -> impl Iterator<Item = Result<&'a [u8], WireError>> {
+        std::iter::once(&self.data).chain(&self.more_data).flat_map(|data| repeated(data, 1))
     }
 
     /// The part of a series' identity that all points of the metric share.
-    fn series_seed(&self, resource: u64, scope: u64) -> u64 {
-        let mut seed = resource ^ scope.rotate_left(17);
+    fn series_seed(&self, contexts: u64) -> u64 {
+        let mut seed = contexts;
         for part in [self.name.as_bytes(), self.unit.as_bytes(), self.kind.name().as_bytes()] {
             seed = xxh3_64_with_seed(part, seed);
         }
@@ -151,42 +172,48 @@ pub(super) fn decode_request(
     body: &[u8],
     points: &mut PointColumns,
     histograms: &mut HistogramColumns,
-    gate: Gate<'_>,
-) -> Result<LedgerDelta, WireError> {
+    gate: &mut dyn SeriesGate,
+) -> Result<LedgerDelta, Stop> {
     let mut delta = LedgerDelta::default();
     points.head.exemplars.allowance.renew();
     histograms.head.exemplars.allowance.renew();
     for resource_metrics in repeated(body, 1) {
-        let resource_metrics = resource_metrics?;
-        let resource = Envelope::scan(ContextKind::Resource, resource_metrics)?;
-        let resource_hash = xxh3_64(&resource.encode(ContextKind::Resource));
-        let point_keys = points.head.context.resource(&resource);
-        let histogram_keys = histograms.head.context.resource(&resource);
-        for scope_metrics in items(resource_metrics) {
-            let scope_metrics = scope_metrics?;
-            let scope = Envelope::scan(ContextKind::Scope, scope_metrics)?;
-            let scope_hash = xxh3_64(&scope.encode(ContextKind::Scope));
-            let point_keys = points.head.context.scope(point_keys, &scope);
-            let histogram_keys = histograms.head.context.scope(histogram_keys, &scope);
-            for metric in items(scope_metrics) {
-                let Some(mut metric) = Metric::parse(metric?)? else { continue };
-                metric.refused = resource.refused.or(scope.refused).or(metric.refused);
-                let seed = metric.series_seed(resource_hash, scope_hash);
+        // A series is identified before its point is stored, so the contexts come first.
+        let mut resource = Envelope::open(resource_metrics?, Order::Any)?;
+        let resource_key = points.head.context.find_resource(&resource)?;
+        while let Some(scope_metrics) = resource.next_item()? {
+            let mut scope = Envelope::open(scope_metrics, Order::Any)?;
+            let point_keys = points.head.context.find(resource_key, &scope)?;
+            let mut histogram_keys = None;
+            while let Some(metric) = scope.next_item()? {
+                let Some(mut metric) = Metric::parse(metric)? else { continue };
+                metric.refused = point_keys.refused().or(metric.refused);
+                let seed = metric.series_seed(point_keys.identity());
                 match metric.kind {
                     DataKind::Gauge | DataKind::Sum => {
                         points.push_metric(&metric, point_keys, seed, gate, &mut delta)?;
                     }
                     DataKind::Histogram | DataKind::ExponentialHistogram | DataKind::Summary => {
-                        histograms.push_metric(&metric, histogram_keys, seed, gate, &mut delta)?;
+                        let keys = match histogram_keys {
+                            Some(keys) => keys,
+                            None => {
+                                let context = &mut histograms.head.context;
+                                let resource_key = context.find_resource(&resource)?;
+                                *histogram_keys.insert(context.find(resource_key, &scope)?)
+                            }
+                        };
+                        histograms.push_metric(&metric, keys, seed, gate, &mut delta)?;
                     }
                 }
             }
         }
     }
+    points.head.check_text()?;
+    histograms.head.check_text()?;
     Ok(delta)
 }
 
-/// Dictionary keys of one metric, pushed for each of its points.
+/// Dictionary keys of one metric, for each of its points.
 #[derive(Clone, Copy)]
 struct MetricKeys {
     name: i32,
@@ -196,7 +223,6 @@ struct MetricKeys {
     metadata: i32,
     temporality: Option<i32>,
     context: ContextKeys,
-    seed: u64,
 }
 
 /// The fields every data point has.
@@ -217,77 +243,85 @@ struct HeadColumns {
     metric_type: DictionaryColumn,
     metric_metadata: DictionaryColumn,
     series_id: FixedColumn<8>,
-    temporality: DictionaryColumn,
+    temporality: EnumColumn,
     start_time: PrimitiveColumn<TimestampNanosecondType>,
     time: PrimitiveColumn<TimestampNanosecondType>,
     flags: PrimitiveColumn<UInt32Type>,
     attributes: AttributesColumn,
     exemplars: ExemplarColumns,
     context: ContextColumns,
-    scratch: String,
 }
 
 impl HeadColumns {
-    fn metric(&mut self, metric: &Metric<'_>, context: ContextKeys, seed: u64) -> MetricKeys {
+    fn metric(&mut self, metric: &Metric<'_>, context: ContextKeys) -> MetricKeys {
         MetricKeys {
             name: self.metric_name.intern(metric.name.as_bytes()),
             description: self.metric_description.intern(metric.description.as_bytes()),
             unit: self.metric_unit.intern(metric.unit.as_bytes()),
             metric_type: self.metric_type.intern(metric.kind.name().as_bytes()),
-            metadata: self.metric_metadata.intern(&metric.metadata),
-            temporality: metric.kind.has_temporality().then(|| {
-                let text = enum_text(&TEMPORALITIES, metric.temporality, &mut self.scratch);
-                self.temporality.intern(text.as_bytes())
+            metadata: self.metric_metadata.intern(match &metric.metadata[..] {
+                [] => &[ContextKind::MetricMetadata as u8],
+                metadata => metadata,
             }),
+            temporality: metric
+                .kind
+                .has_temporality()
+                .then(|| self.temporality.intern(metric.temporality, &TEMPORALITIES)),
             context,
-            seed,
         }
     }
 
     /// Adds one attribute of the unfinished point; its hash does not depend on the order in which
     /// attributes come, since two exporters may order one series' attributes differently.
-    fn push_attribute(&mut self, key_value: &[u8], head: &mut PointHead) -> Result<(), ItemError> {
-        let entry = KeyValue::parse(key_value)?;
-        let value = entry.value.as_deref().map(Value::parse).transpose()?;
-        let kind = value.as_ref().map_or(Kind::Absent, Kind::of) as u64;
-        let seed = xxh3_64_with_seed(entry.key.as_bytes(), kind);
-        let hash = match &value {
-            None | Some(Value::Empty) => seed,
-            Some(Value::String(text)) => xxh3_64_with_seed(text.as_bytes(), seed),
-            Some(Value::Bool(value)) => xxh3_64_with_seed(&[u8::from(*value)], seed),
-            Some(Value::Int(value)) => xxh3_64_with_seed(&value.to_le_bytes(), seed),
-            Some(Value::Double(value)) => xxh3_64_with_seed(&value.to_bits().to_le_bytes(), seed),
-            Some(Value::Bytes(bytes) | Value::Array(bytes) | Value::KvList(bytes)) => xxh3_64_with_seed(bytes, seed),
-        };
+    #[inline]
+    fn push_attribute(&mut self, key_value: Run<'_>, head: &mut PointHead) -> Result<(), ItemError> {
+        let hash = self.attributes.push_key_value_hashed(key_value)?;
         head.series_hash = head.series_hash.wrapping_add(hash);
-        self.attributes.push(entry.key, value)
+        Ok(())
     }
 
-    /// Everything that can refuse a point for its head, and then the head's columns.
-    fn push(&mut self, head: &PointHead, keys: MetricKeys, gate: Gate<'_>) -> ItemResult {
+    fn push_exemplar(&mut self, exemplar: &[u8]) -> Result<(), ItemError> {
+        self.exemplars.push(self.len(), exemplar)
+    }
+
+    /// Everything that can refuse a point for its head, and then the columns of the head that
+    /// differ from point to point.
+    fn push(&mut self, head: &PointHead, seed: u64, gate: &mut dyn SeriesGate) -> ItemResult {
         let start = optional_time(head.start)?;
         let at = time(head.time)?;
-        let series_id = xxh3_64_with_seed(&head.series_hash.to_le_bytes(), keys.seed);
-        if !gate(series_id) {
+        let series_id = xxh3_64_with_seed(&head.series_hash.to_le_bytes(), seed);
+        if !gate.admit(series_id) {
             return Err(RejectReason::SeriesLimit.into());
         }
-        self.metric_name.push_key(keys.name);
-        self.metric_description.push_key(keys.description);
-        self.metric_unit.push_key(keys.unit);
-        self.metric_type.push_key(keys.metric_type);
-        self.metric_metadata.push_key(keys.metadata);
         self.series_id.push(Some(&series_id.to_be_bytes()));
-        match keys.temporality {
-            Some(key) => self.temporality.push_key(key),
-            None => self.temporality.push_null(),
-        }
         self.start_time.push_option(start);
         self.time.push(at);
         self.flags.push(head.flags);
         self.attributes.end_row();
-        self.exemplars.end_row();
-        self.context.push(keys.context);
         Ok(())
+    }
+
+    /// Gives what a metric says of all its points to those that have it not yet.
+    fn fill(&mut self, keys: MetricKeys) {
+        let rows = self.len();
+        self.metric_name.fill_key(rows, keys.name);
+        self.metric_description.fill_key(rows, keys.description);
+        self.metric_unit.fill_key(rows, keys.unit);
+        self.metric_type.fill_key(rows, keys.metric_type);
+        self.metric_metadata.fill_key(rows, keys.metadata);
+        self.temporality.fill(rows, keys.temporality);
+        self.context.fill(rows, keys.context);
+    }
+
+    fn len(&self) -> usize {
+        self.time.len()
+    }
+
+    /// Checks text that was pushed unchecked, also that of an item about to be taken back: a
+    /// request that is malformed before the item breaks a rule is malformed.
+    fn check_text(&mut self) -> Result<(), WireError> {
+        self.attributes.check_text()?;
+        self.exemplars.attributes.check_text()
     }
 
     fn truncate(&mut self, rows: usize) {
@@ -306,22 +340,26 @@ impl HeadColumns {
         self.context.truncate(rows);
     }
 
-    fn finish(&mut self) -> Vec<ArrayRef> {
-        vec![
+    /// The columns, and `resource` and `scope`, which come last in both tables.
+    fn finish(&mut self) -> (Vec<ArrayRef>, [ArrayRef; 2]) {
+        let rows = self.len();
+        let [service_name, resource, scope] = self.context.finish();
+        let columns = vec![
             self.metric_name.finish_utf8(),
             self.metric_description.finish_utf8(),
             self.metric_unit.finish_utf8(),
             self.metric_type.finish_utf8(),
             self.metric_metadata.finish_binary(),
             self.series_id.finish(),
-            self.context.service_name.finish_utf8(),
-            self.temporality.finish_utf8(),
+            service_name,
+            self.temporality.finish(),
             Arc::new(self.start_time.finish().with_timezone("UTC")),
             Arc::new(self.time.finish().with_timezone("UTC")),
             Arc::new(self.flags.finish()),
             self.attributes.finish(),
-            self.exemplars.finish(),
-        ]
+            self.exemplars.finish(rows),
+        ];
+        (columns, [resource, scope])
     }
 }
 
@@ -339,52 +377,62 @@ impl PointColumns {
         metric: &Metric<'_>,
         context: ContextKeys,
         seed: u64,
-        gate: Gate<'_>,
+        gate: &mut dyn SeriesGate,
         delta: &mut LedgerDelta,
     ) -> Result<(), WireError> {
-        let keys = self.head.metric(metric, context, seed);
-        let is_monotonic = (metric.kind == DataKind::Sum).then_some(metric.is_monotonic);
-        for point in metric.data.iter().flat_map(|data| repeated(data, 1)) {
+        let keys = self.head.metric(metric, context);
+        for point in metric.points() {
             let point = point?;
             let outcome = match refusal(delta, metric.refused) {
                 Some(reason) => Err(reason.into()),
-                None => self.push_point(point, keys, is_monotonic, gate),
+                None => self.push_point(point, seed, gate),
             };
             if !count(delta, outcome)? {
+                self.head.check_text()?;
                 self.truncate(self.len());
             }
         }
+        self.head.fill(keys);
+        let is_monotonic = (metric.kind == DataKind::Sum).then_some(metric.is_monotonic);
+        self.is_monotonic.fill(self.head.len(), is_monotonic);
         Ok(())
     }
 
-    fn push_point(&mut self, point: &[u8], keys: MetricKeys, is_monotonic: Option<bool>, gate: Gate<'_>) -> ItemResult {
+    #[inline(never)]
+    fn push_point(&mut self, point: &[u8], seed: u64, gate: &mut dyn SeriesGate) -> ItemResult {
+        const START: u64 = key(2, FIXED64);
+        const TIME: u64 = key(3, FIXED64);
+        const AS_DOUBLE: u64 = key(4, FIXED64);
+        const EXEMPLAR: u64 = key(5, BYTES);
+        const AS_INT: u64 = key(6, FIXED64);
+        const ATTRIBUTE: u64 = key(7, BYTES);
+        const FLAGS: u64 = key(8, VARINT);
         if point.len() > ITEM_BYTES_MAX {
             return Err(RejectReason::ItemTooLarge.into());
         }
         let mut head = PointHead::default();
         let (mut double, mut int) = (None, None);
         let mut reader = Reader::new(point);
-        while let Some((number, field)) = reader.next()? {
-            match number {
-                2 => head.start = field.fixed64(2)?,
-                3 => head.time = field.fixed64(3)?,
-                4 => (double, int) = (Some(f64::from_bits(field.fixed64(4)?)), None),
-                5 => self.head.exemplars.push(field.bytes(5)?)?,
-                6 => (double, int) = (None, Some(field.fixed64(6)?.cast_signed())),
-                7 => self.head.push_attribute(field.bytes(7)?, &mut head)?,
-                8 => head.flags = field.uint32(8)?,
-                _ => {}
+        while let Some(key) = reader.key()? {
+            match key {
+                ATTRIBUTE => self.head.push_attribute(reader.run()?, &mut head)?,
+                START => head.start = reader.fixed64()?,
+                TIME => head.time = reader.fixed64()?,
+                AS_DOUBLE => (double, int) = (Some(f64::from_bits(reader.fixed64()?)), None),
+                EXEMPLAR => self.head.push_exemplar(reader.bytes()?)?,
+                AS_INT => (double, int) = (None, Some(reader.fixed64()?.cast_signed())),
+                FLAGS => head.flags = reader.varint()? as u32,
+                other => reader.other(other, |number| matches!(number, 2..=8))?,
             }
         }
-        self.head.push(&head, keys, gate)?;
-        self.is_monotonic.push(is_monotonic);
+        self.head.push(&head, seed, gate)?;
         self.value_double.push_option(double);
         self.value_int.push_option(int);
         Ok(())
     }
 
     pub(super) fn len(&self) -> usize {
-        self.head.context.len()
+        self.head.len()
     }
 
     /// Keeps the first `rows` rows, and no unfinished one.
@@ -396,12 +444,11 @@ impl PointColumns {
     }
 
     pub(super) fn finish(&mut self) -> RecordBatch {
-        let mut columns = self.head.finish();
+        let (mut columns, contexts) = self.head.finish();
         columns.push(self.is_monotonic.finish());
         columns.push(Arc::new(self.value_double.finish()));
         columns.push(Arc::new(self.value_int.finish()));
-        columns.push(self.head.context.resource.finish_binary());
-        columns.push(self.head.context.scope.finish_binary());
+        columns.extend(contexts);
         RecordBatch::try_new(schema(Table::MetricPoints), columns).expect("the columns are those of the schema")
     }
 }
@@ -445,32 +492,35 @@ impl HistogramColumns {
         metric: &Metric<'_>,
         context: ContextKeys,
         seed: u64,
-        gate: Gate<'_>,
+        gate: &mut dyn SeriesGate,
         delta: &mut LedgerDelta,
     ) -> Result<(), WireError> {
-        let keys = self.head.metric(metric, context, seed);
-        for point in metric.data.iter().flat_map(|data| repeated(data, 1)) {
+        let keys = self.head.metric(metric, context);
+        for point in metric.points() {
             let point = point?;
             let outcome = match refusal(delta, metric.refused) {
                 Some(reason) => Err(reason.into()),
                 None if point.len() > ITEM_BYTES_MAX => Err(RejectReason::ItemTooLarge.into()),
-                None => self.push_point(metric.kind, point, keys, gate),
+                None => self.push_point(metric.kind, point, seed, gate),
             };
             if !count(delta, outcome)? {
+                self.head.check_text()?;
                 self.truncate(self.len());
             }
         }
+        self.head.fill(keys);
         Ok(())
     }
 
-    fn push_point(&mut self, kind: DataKind, point: &[u8], keys: MetricKeys, gate: Gate<'_>) -> ItemResult {
+    #[inline(never)]
+    fn push_point(&mut self, kind: DataKind, point: &[u8], seed: u64, gate: &mut dyn SeriesGate) -> ItemResult {
         let mut head = PointHead::default();
         let distribution = match kind {
             DataKind::Histogram => self.explicit(point, &mut head)?,
             DataKind::ExponentialHistogram => self.exponential(point, &mut head)?,
             _ => self.summary(point, &mut head)?,
         };
-        self.head.push(&head, keys, gate)?;
+        self.head.push(&head, seed, gate)?;
         self.count.push(distribution.count);
         self.sum.push_option(distribution.sum);
         self.min.push_option(distribution.min);
@@ -514,8 +564,8 @@ impl HistogramColumns {
                     self.explicit_bounds.push(bound);
                     bounded(self.explicit_bounds.len() - first_bound)
                 })?,
-                8 => self.head.exemplars.push(field.bytes(8)?)?,
-                9 => self.head.push_attribute(field.bytes(9)?, head)?,
+                8 => self.head.push_exemplar(field.bytes(8)?)?,
+                9 => self.head.push_attribute(Run::new(field.bytes(9)?), head)?,
                 10 => head.flags = field.uint32(10)?,
                 11 => found.min = Some(f64::from_bits(field.fixed64(11)?)),
                 12 => found.max = Some(f64::from_bits(field.fixed64(12)?)),
@@ -541,7 +591,7 @@ impl HistogramColumns {
         let mut reader = Reader::new(point);
         while let Some((number, field)) = reader.next()? {
             match number {
-                1 => self.head.push_attribute(field.bytes(1)?, head)?,
+                1 => self.head.push_attribute(Run::new(field.bytes(1)?), head)?,
                 2 => head.start = field.fixed64(2)?,
                 3 => head.time = field.fixed64(3)?,
                 4 => found.count = field.fixed64(4)?,
@@ -551,7 +601,7 @@ impl HistogramColumns {
                 8 => self.positive.push(field.bytes(8)?)?,
                 9 => self.negative.push(field.bytes(9)?)?,
                 10 => head.flags = field.uint32(10)?,
-                11 => self.head.exemplars.push(field.bytes(11)?)?,
+                11 => self.head.push_exemplar(field.bytes(11)?)?,
                 12 => found.min = Some(f64::from_bits(field.fixed64(12)?)),
                 13 => found.max = Some(f64::from_bits(field.fixed64(13)?)),
                 14 => zero_threshold = f64::from_bits(field.fixed64(14)?),
@@ -602,7 +652,7 @@ impl HistogramColumns {
                     self.quantile_value.push(value);
                     bounded(self.quantile.len() - first)?;
                 }
-                7 => self.head.push_attribute(field.bytes(7)?, head)?,
+                7 => self.head.push_attribute(Run::new(field.bytes(7)?), head)?,
                 8 => head.flags = field.uint32(8)?,
                 _ => {}
             }
@@ -611,7 +661,12 @@ impl HistogramColumns {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.head.context.len()
+        self.head.len()
+    }
+
+    /// Whether no histogram came since the last batch, stored or not.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.head.context.is_untouched()
     }
 
     /// Keeps the first `rows` rows, and no unfinished one.
@@ -636,7 +691,7 @@ impl HistogramColumns {
     pub(super) fn finish(&mut self) -> RecordBatch {
         let quantiles: Vec<ArrayRef> = vec![Arc::new(self.quantile.finish()), Arc::new(self.quantile_value.finish())];
         let quantiles = StructArray::new(quantile_fields(), quantiles, None);
-        let mut columns = self.head.finish();
+        let (mut columns, contexts) = self.head.finish();
         columns.extend([
             Arc::new(self.count.finish()) as ArrayRef,
             Arc::new(self.sum.finish()),
@@ -655,9 +710,8 @@ impl HistogramColumns {
                 Arc::new(quantiles),
                 None,
             )),
-            self.head.context.resource.finish_binary(),
-            self.head.context.scope.finish_binary(),
         ]);
+        columns.extend(contexts);
         RecordBatch::try_new(schema(Table::MetricHistograms), columns).expect("the columns are those of the schema")
     }
 }
@@ -769,7 +823,9 @@ struct ExemplarColumns {
 }
 
 impl ExemplarColumns {
-    fn push(&mut self, exemplar: &[u8]) -> Result<(), ItemError> {
+    /// Adds an exemplar to row `row`, the unfinished one.
+    fn push(&mut self, row: usize, exemplar: &[u8]) -> Result<(), ItemError> {
+        self.ends.fill(row, self.time.len());
         self.allowance.take(self.time.len() - self.ends.items())?;
         let (mut nanos, mut double, mut int) = (0, None, None);
         let (mut trace_id, mut span_id) = (&[][..], &[][..]);
@@ -781,7 +837,7 @@ impl ExemplarColumns {
                 4 => span_id = field.bytes(4)?,
                 5 => trace_id = field.bytes(5)?,
                 6 => (double, int) = (None, Some(field.fixed64(6)?.cast_signed())),
-                7 => self.attributes.push_key_value(field.bytes(7)?)?,
+                7 => self.attributes.push_key_value(Run::new(field.bytes(7)?))?,
                 _ => {}
             }
         }
@@ -797,10 +853,6 @@ impl ExemplarColumns {
         Ok(())
     }
 
-    fn end_row(&mut self) {
-        self.ends.push(self.time.len());
-    }
-
     fn truncate(&mut self, rows: usize) {
         let exemplars = self.ends.truncate(rows);
         self.time.truncate(exemplars);
@@ -811,7 +863,8 @@ impl ExemplarColumns {
         self.attributes.truncate(exemplars);
     }
 
-    fn finish(&mut self) -> ArrayRef {
+    fn finish(&mut self, rows: usize) -> ArrayRef {
+        self.ends.fill(rows, self.time.len());
         let columns: Vec<ArrayRef> = vec![
             Arc::new(self.time.finish().with_timezone("UTC")),
             Arc::new(self.value_double.finish()),

@@ -21,11 +21,11 @@ use arrow::array::RecordBatch;
 use model::ledger::{LedgerDelta, RejectReason};
 use model::limits::{ITEMS_PER_REQUEST_MAX, NESTED_ITEMS_MAX, NESTED_ITEMS_PER_REQUEST_MAX};
 use model::signal::{Signal, Table};
-use model::tenant::TenantId;
 use model::time::Timestamp;
 use model::value::ItemError;
 use model::wire::{Field, Reader, WireError};
 
+use envelope::{Order, Stop};
 use logs::LogColumns;
 use metrics::{HistogramColumns, PointColumns};
 use profiles::ProfileColumns;
@@ -38,8 +38,8 @@ pub struct DecodeError(#[from] pub WireError);
 
 /// Who decides whether a metric series may be stored: a limit on active series per tenant.
 pub trait SeriesGate {
-    /// Whether a point of this series is admitted now; known series always are.
-    fn admit(&mut self, tenant: &TenantId, series_id: u64, now: Timestamp) -> bool;
+    /// Whether a point of this series is admitted; known series always are.
+    fn admit(&mut self, series_id: u64) -> bool;
 }
 
 /// Admits every series.
@@ -47,12 +47,13 @@ pub trait SeriesGate {
 pub struct OpenGate;
 
 impl SeriesGate for OpenGate {
-    fn admit(&mut self, _tenant: &TenantId, _series_id: u64, _now: Timestamp) -> bool {
+    fn admit(&mut self, _series_id: u64) -> bool {
         true
     }
 }
 
-/// Decodes requests of one tenant into growing batches, one per table.
+/// Decodes requests of one tenant into growing batches, one per table. Once finished it is as new,
+/// but remembers shapes and sizes: reuse makes it faster.
 #[derive(Debug, Default)]
 pub struct Decoder {
     spans: SpanColumns,
@@ -61,6 +62,9 @@ pub struct Decoder {
     histograms: HistogramColumns,
     profiles: ProfileColumns,
     bytes: usize,
+    /// Tables of the signals decoded since the last [`Decoder::finish`]: their dictionaries may
+    /// hold values even if no row was kept.
+    touched: [bool; Table::COUNT],
 }
 
 /// How many rows each table's columns held: what to return to when a request is taken back.
@@ -75,30 +79,45 @@ impl Decoder {
         &mut self,
         signal: Signal,
         body: &[u8],
-        tenant: &TenantId,
         now: Timestamp,
         gate: &mut dyn SeriesGate,
     ) -> Result<LedgerDelta, DecodeError> {
+        for table in Table::ALL {
+            self.touched[table.index()] |= table.signal() == signal;
+        }
         let mark = self.mark();
-        let decoded = match signal {
-            Signal::Traces => self.spans.decode_request(body),
-            Signal::Logs => self.logs.decode_request(body, now),
-            Signal::Metrics => {
-                metrics::decode_request(body, &mut self.points, &mut self.histograms, &mut |series_id| {
-                    gate.admit(tenant, series_id, now)
-                })
-            }
-            Signal::Profiles => self.profiles.decode_request(body),
-        };
+        let mut decoded = self.pass(signal, body, Order::Usual, now, gate);
+        if decoded.is_err() && matches!(signal, Signal::Traces | Signal::Logs) {
+            // Whatever it was, the thorough pass says exactly.
+            self.rewind(mark);
+            decoded = self.pass(signal, body, Order::Any, now, gate);
+        }
         match decoded {
             Ok(delta) => {
                 self.bytes += body.len();
                 Ok(delta)
             }
-            Err(error) => {
+            Err(Stop::Wire(error)) => {
                 self.rewind(mark);
                 Err(DecodeError(error))
             }
+            Err(Stop::Unusual) => unreachable!("fields may come in any order in the thorough pass"),
+        }
+    }
+
+    fn pass(
+        &mut self,
+        signal: Signal,
+        body: &[u8],
+        order: Order,
+        now: Timestamp,
+        gate: &mut dyn SeriesGate,
+    ) -> Result<LedgerDelta, Stop> {
+        match signal {
+            Signal::Traces => self.spans.decode_request(body, order),
+            Signal::Logs => self.logs.decode_request(body, order, now),
+            Signal::Metrics => metrics::decode_request(body, &mut self.points, &mut self.histograms, gate),
+            Signal::Profiles => self.profiles.decode_request(body),
         }
     }
 
@@ -139,16 +158,21 @@ impl Decoder {
     /// The batches of all tables that have rows; the decoder is empty afterwards.
     pub fn finish(&mut self) -> Vec<(Table, RecordBatch)> {
         self.bytes = 0;
+        let touched = std::mem::take(&mut self.touched);
         let mut batches = Vec::new();
         for table in Table::ALL {
-            if self.rows(table) > 0 {
-                let batch = match table {
-                    Table::Spans => self.spans.finish(),
-                    Table::Logs => self.logs.finish(),
-                    Table::MetricPoints => self.points.finish(),
-                    Table::MetricHistograms => self.histograms.finish(),
-                    Table::Profiles => self.profiles.finish(),
-                };
+            if !touched[table.index()] {
+                continue;
+            }
+            let batch = match table {
+                Table::Spans => self.spans.finish(),
+                Table::Logs => self.logs.finish(),
+                Table::MetricPoints => self.points.finish(),
+                Table::MetricHistograms if self.histograms.is_untouched() => continue,
+                Table::MetricHistograms => self.histograms.finish(),
+                Table::Profiles => self.profiles.finish(),
+            };
+            if batch.num_rows() > 0 {
                 batches.push((table, batch));
             }
         }
@@ -243,18 +267,7 @@ fn fixed64s(
     }
 }
 
-/// The text of an open enum: its name in the specification, else its number.
-fn enum_text<'a>(names: &[&'static str], value: i32, scratch: &'a mut String) -> &'a str {
-    use std::fmt::Write as _;
-    scratch.clear();
-    match usize::try_from(value).ok().and_then(|index| names.get(index)) {
-        Some(name) => scratch.push_str(name),
-        None => write!(scratch, "{value}").expect("a String takes everything"),
-    }
-    scratch
-}
-
-/// The inverse of [`enum_text`].
+/// The number of an open enum's text: of its name in the specification, or of itself.
 pub(crate) fn enum_value(names: &[&'static str], text: &str) -> i32 {
     names
         .iter()

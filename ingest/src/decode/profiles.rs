@@ -12,7 +12,6 @@ use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::{Int64Type, TimestampNanosecondType, UInt64Type};
 use model::attributes::AttributesColumn;
 use model::columns::{BytesColumn, DictionaryColumn, FixedColumn, Offsets, OptionalBytesColumn, PrimitiveColumn};
-use model::context::ContextKind;
 use model::ledger::{LedgerDelta, RejectReason};
 use model::limits::{ITEM_BYTES_MAX, ITEMS_PER_REQUEST_MAX, PROFILE_BYTES_PER_REQUEST_MAX, STACK_FRAMES_MAX};
 use model::schema::{schema, time_type};
@@ -20,7 +19,7 @@ use model::signal::Table;
 use model::value::{ItemError, Value};
 use model::wire::{Field as WireField, Reader, WireError, put_bytes};
 
-use super::envelope::{ContextColumns, ContextKeys, Envelope, items, repeated};
+use super::envelope::{ContextColumns, Envelope, Order, Stop, repeated};
 use super::{ItemResult, count, fixed64s, optional_id, refusal, time};
 
 const DANGLING: RejectReason = RejectReason::InvalidProfileReference;
@@ -293,33 +292,31 @@ pub(super) struct ProfileColumns {
 }
 
 impl ProfileColumns {
-    pub(super) fn decode_request(&mut self, body: &[u8]) -> Result<LedgerDelta, WireError> {
+    pub(super) fn decode_request(&mut self, body: &[u8]) -> Result<LedgerDelta, Stop> {
         let mut delta = LedgerDelta::default();
         let dictionary = Dictionary::scan(body)?;
         let first = self.len();
         self.frames.bytes_left = PROFILE_BYTES_PER_REQUEST_MAX;
         for resource_profiles in repeated(body, 1) {
-            let resource_profiles = resource_profiles?;
-            let resource = Envelope::scan(ContextKind::Resource, resource_profiles)?;
-            let keys = self.context.resource(&resource);
-            for scope_profiles in items(resource_profiles) {
-                let scope_profiles = scope_profiles?;
-                let scope = Envelope::scan(ContextKind::Scope, scope_profiles)?;
-                let keys = self.context.scope(keys, &scope);
-                for profile in items(scope_profiles) {
-                    let profile = profile?;
+            let mut resource = Envelope::open(resource_profiles?, Order::Any)?;
+            let resource_key = self.context.find_resource(&resource)?;
+            while let Some(scope_profiles) = resource.next_item()? {
+                let mut scope = Envelope::open(scope_profiles, Order::Any)?;
+                let keys = self.context.find(resource_key, &scope)?;
+                while let Some(profile) = scope.next_item()? {
                     let before = self.len();
-                    let outcome = match refusal(&delta, dictionary.refused.or(resource.refused).or(scope.refused)) {
+                    let outcome = match refusal(&delta, dictionary.refused.or(keys.refused())) {
                         Some(reason) => Err(reason.into()),
                         None => {
                             let otlp = || self_contained(&dictionary, &resource, &scope, profile);
-                            self.push_profile(profile, &dictionary, keys, before - first, otlp)
+                            self.push_profile(profile, &dictionary, before - first, otlp)
                         }
                     };
                     if !count(&mut delta, outcome)? {
                         self.truncate(before);
                     }
                 }
+                self.context.fill(self.len(), keys);
             }
         }
         Ok(delta)
@@ -329,7 +326,6 @@ impl ProfileColumns {
         &mut self,
         message: &[u8],
         dictionary: &Dictionary<'_>,
-        keys: ContextKeys,
         rows_before: usize,
         otlp: impl FnOnce() -> Vec<u8>,
     ) -> ItemResult {
@@ -358,10 +354,10 @@ impl ProfileColumns {
         self.frames.charge(shared + message.len())?;
         let otlp = otlp();
         if profile.samples.is_empty() {
-            return self.push_sample(&[], &profile, dictionary, keys, Some(&otlp));
+            return self.push_sample(&[], &profile, dictionary, Some(&otlp));
         }
         for (row, sample) in profile.samples.iter().enumerate() {
-            self.push_sample(sample, &profile, dictionary, keys, (row == 0).then_some(&otlp))?;
+            self.push_sample(sample, &profile, dictionary, (row == 0).then_some(&otlp))?;
         }
         Ok(())
     }
@@ -371,7 +367,6 @@ impl ProfileColumns {
         sample: &[u8],
         profile: &Profile<'_>,
         dictionary: &Dictionary<'_>,
-        keys: ContextKeys,
         otlp: Option<&Vec<u8>>,
     ) -> ItemResult {
         let (mut stack, mut link) = (None, 0);
@@ -431,7 +426,6 @@ impl ProfileColumns {
         self.span_id.push(span_id.as_ref());
         self.attributes.end_row();
         self.otlp.push(otlp.map(Vec::as_slice));
-        self.context.push(keys);
         Ok(())
     }
 
@@ -482,7 +476,7 @@ impl ProfileColumns {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.context.len()
+        self.time.len()
     }
 
     /// Keeps the first `rows` rows, and no unfinished one.
@@ -511,9 +505,10 @@ impl ProfileColumns {
         let list = |ends: &mut Offsets, item: DataType, items: ArrayRef| -> ArrayRef {
             Arc::new(ListArray::new(Arc::new(Field::new("item", item, false)), ends.finish(), items, None))
         };
+        let [service_name, resource, scope] = self.context.finish();
         let columns: Vec<ArrayRef> = vec![
             Arc::new(self.time.finish().with_timezone("UTC")),
-            self.context.service_name.finish_utf8(),
+            service_name,
             self.profile_id.finish_binary(),
             Arc::new(self.duration_ns.finish()),
             self.sample_type.finish_utf8(),
@@ -528,8 +523,8 @@ impl ProfileColumns {
             self.span_id.finish(),
             self.attributes.finish(),
             self.otlp.finish_binary(),
-            self.context.resource.finish_binary(),
-            self.context.scope.finish_binary(),
+            resource,
+            scope,
         ];
         RecordBatch::try_new(schema(Table::Profiles), columns).expect("the columns are those of the schema")
     }
