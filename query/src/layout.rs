@@ -31,13 +31,13 @@ use datafusion::logical_expr::{
 };
 use datafusion::physical_expr::expressions::{CastExpr, Column, Literal};
 use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
+use datafusion::physical_expr_adapter::{
+    DefaultPhysicalExprAdapterFactory, PhysicalExprAdapter, PhysicalExprAdapterFactory,
+};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::union::UnionExec;
-use datafusion::physical_expr_adapter::{
-    DefaultPhysicalExprAdapterFactory, PhysicalExprAdapter, PhysicalExprAdapterFactory,
-};
 use model::attributes::{Kind, attributes_type, shape_entries};
 use model::signal::Table;
 use model::value::Value;
@@ -114,7 +114,8 @@ pub(crate) fn attribute_key(expr: &Arc<dyn PhysicalExpr>) -> Option<(&str, &Data
     let call = expr.downcast_ref::<ScalarFunctionExpr>().filter(|call| call.name() == "attribute")?;
     let [container, key] = call.args() else { return None };
     let mut container = container;
-    while let Some(origin) = container.downcast_ref::<ScalarFunctionExpr>().filter(|call| call.name() == "attributes_of")
+    while let Some(origin) =
+        container.downcast_ref::<ScalarFunctionExpr>().filter(|call| call.name() == "attributes_of")
     {
         container = origin.args().first()?;
     }
@@ -242,7 +243,11 @@ fn literal(filler: Filler, field: &Field) -> Result<Arc<dyn PhysicalExpr>> {
     Ok(Arc::new(Literal::new(ScalarValue::try_from_array(&filler.array(field, 1), 0)?)))
 }
 
-fn call(function: impl ScalarUDFImpl + 'static, args: Vec<Arc<dyn PhysicalExpr>>, data_type: DataType) -> Result<Arc<dyn PhysicalExpr>> {
+fn call(
+    function: impl ScalarUDFImpl + 'static,
+    args: Vec<Arc<dyn PhysicalExpr>>,
+    data_type: DataType,
+) -> Result<Arc<dyn PhysicalExpr>> {
     let function = Arc::new(ScalarUDF::new_from_impl(function));
     let field: FieldRef = Arc::new(Field::new(function.name(), data_type, true));
     let name = function.name().to_owned();
@@ -356,7 +361,8 @@ struct FileAttributes<'a> {
 impl<'a> FileAttributes<'a> {
     fn new(attributes: &'a StructArray) -> Result<Self> {
         let shape = attributes.column_by_name("shape").and_then(|shape| shape.as_dictionary_opt::<Int32Type>());
-        let Some((keys, shapes)) = shape.and_then(|shape| Some((shape.keys().values(), shape.values().as_binary_opt()?)))
+        let Some((keys, shapes)) =
+            shape.and_then(|shape| Some((shape.keys().values(), shape.values().as_binary_opt()?)))
         else {
             return exec_err!("attributes without shapes");
         };

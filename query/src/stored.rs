@@ -185,7 +185,10 @@ mod tests {
                     attributes.push(("rare", Value::String("needle")));
                 }
                 attributes.push(("twice", Value::Int(n)));
-                attributes.push(("score", if part == 1 { Value::Int(n - 9) } else { Value::Double(f64::from(row as u32) / 8.0) }));
+                attributes.push((
+                    "score",
+                    if part == 1 { Value::Int(n - 9) } else { Value::Double(f64::from(row as u32) / 8.0) },
+                ));
                 attributes.push(("flag", if row % 4 == part { Value::Int(1) } else { Value::Bool(row % 2 == 0) }));
                 attributes.push(("twice", if row % 5 == 0 { Value::String("last") } else { Value::Int(-n) }));
                 if row % 2 == part % 2 {

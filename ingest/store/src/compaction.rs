@@ -240,8 +240,8 @@ impl Output {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::sort::{is_sorted, sorted_batch};
     use crate::segment::read;
+    use crate::sort::{is_sorted, sorted_batch};
     use crate::testing::{kinds_of, laid_out, random_batch, row_multiset};
     use arrow::compute::concat_batches;
     use model::schema::schema;
@@ -335,7 +335,8 @@ pub(crate) mod tests {
         let path = dir.join(format!("{id}.parquet"));
         let tenant = TenantId::default_tenant();
         // Every other input is as version 1 wrote it.
-        let layout = if id % 2 == 0 { layout::choose(table, [batch], &kinds_of([batch])) } else { Layout::of_table(table) };
+        let layout =
+            if id % 2 == 0 { layout::choose(table, [batch], &kinds_of([batch])) } else { Layout::of_table(table) };
         let sorted = laid_out(&sorted_batch(table, [batch]), &layout);
         let mut writer = SegmentWriter::create(&path, &layout, &tenant, Packing::FLUSH, &Varied::default()).unwrap();
         writer.write(&sorted).unwrap();

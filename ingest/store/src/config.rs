@@ -21,6 +21,10 @@ pub const MEMTABLE_FLUSH_INTERVAL_MS_DEFAULT: u64 = 30_000;
 /// flushed while the others fill, within the process's budget of 512 MiB.
 pub const MEMTABLE_BYTES_MAX_DEFAULT: u64 = 192 * MIB;
 
+/// Default of [`StoreConfig::memtable_wait_ms`]: a flush takes less, and a client that waits a second
+/// for its answer is better off than one that is told to come back in two.
+pub const MEMTABLE_WAIT_MS_DEFAULT: u64 = 1_000;
+
 /// Default of [`StoreConfig::wal_bytes_max`]: twice what must be replayed within the restart goal.
 pub const WAL_BYTES_MAX_DEFAULT: u64 = 512 * MIB;
 
@@ -48,6 +52,8 @@ pub struct StoreConfig {
     pub memtable_flush_interval_ms: u64,
     /// Appends are refused, retryably, when the unflushed rows of all tables take more, bytes.
     pub memtable_bytes_max: u64,
+    /// How long an append waits for a flush to make room before it is refused.
+    pub memtable_wait_ms: u64,
     /// When segments are merged.
     pub compaction: CompactionConfig,
     /// How long rows of each signal are kept, nanoseconds; indexed by [`retention_of`].
@@ -71,6 +77,7 @@ impl StoreConfig {
             memtable_flush_bytes: MEMTABLE_FLUSH_BYTES_DEFAULT,
             memtable_flush_interval_ms: MEMTABLE_FLUSH_INTERVAL_MS_DEFAULT,
             memtable_bytes_max: MEMTABLE_BYTES_MAX_DEFAULT,
+            memtable_wait_ms: MEMTABLE_WAIT_MS_DEFAULT,
             compaction: CompactionConfig::default(),
             retention_ns: [RETENTION_NS_DEFAULT; Signal::ALL.len()],
             ledger_retention_ns: LEDGER_RETENTION_NS_DEFAULT,

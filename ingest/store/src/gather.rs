@@ -10,9 +10,9 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, BooleanArray, BooleanBuilder, DictionaryArray,
-    Float64Array, Float64Builder, Int32Array, Int64Array, Int64Builder, ListArray, RecordBatch, StringArray,
-    StringBuilder, StructArray,
+    Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, BooleanArray, BooleanBuilder, DictionaryArray, Float64Array,
+    Float64Builder, Int32Array, Int64Array, Int64Builder, ListArray, RecordBatch, StringArray, StringBuilder,
+    StructArray,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::compute::interleave;
@@ -43,9 +43,10 @@ impl Gatherer {
     pub(crate) fn new(sources: &[(&Layout, &RecordBatch)], to: &Layout) -> Result<Self, StoreError> {
         let table = to.table();
         let mismatch = || StoreError::SchemaMismatch { table: table.name() };
-        if sources.iter().any(|(layout, batch)| {
-            layout.table() != table || layout.schema().fields().len() != batch.num_columns()
-        }) {
+        if sources
+            .iter()
+            .any(|(layout, batch)| layout.table() != table || layout.schema().fields().len() != batch.num_columns())
+        {
             return Err(mismatch());
         }
         let given: Option<Vec<Given<'_>>> = sources
@@ -123,7 +124,8 @@ pub fn assemble_attributes(layout: &Layout, columns: &[ArrayRef]) -> Result<Arra
         return Err(mismatch());
     }
     let to = Layout::of_table(layout.table());
-    let given = Given { layout, attributes: attributes.as_struct_opt().ok_or_else(mismatch)?, promoted: promoted.to_vec() };
+    let given =
+        Given { layout, attributes: attributes.as_struct_opt().ok_or_else(mismatch)?, promoted: promoted.to_vec() };
     let rows = attributes.len();
     let picks: Vec<Pick> = (0..rows).map(|row| (0, row)).collect();
     let attributes = Attributes::new(vec![given], &to).ok_or_else(mismatch)?;
@@ -148,7 +150,11 @@ impl JoinedDictionary {
             let keys: Vec<i32> = match values.data_type() {
                 DataType::Utf8 => {
                     is_text = true;
-                    values.as_string::<i32>().iter().map(|text| joined.intern(text.unwrap_or_default().as_bytes())).collect()
+                    values
+                        .as_string::<i32>()
+                        .iter()
+                        .map(|text| joined.intern(text.unwrap_or_default().as_bytes()))
+                        .collect()
                 }
                 DataType::Binary => {
                     values.as_binary::<i32>().iter().map(|bytes| joined.intern(bytes.unwrap_or_default())).collect()
@@ -184,7 +190,9 @@ impl JoinedDictionary {
             });
             Int32Array::new(keys.collect::<Vec<i32>>().into(), None)
         };
-        Arc::new(DictionaryArray::<Int32Type>::try_new(keys, Arc::clone(&self.values)).expect("keys point into the values"))
+        Arc::new(
+            DictionaryArray::<Int32Type>::try_new(keys, Arc::clone(&self.values)).expect("keys point into the values"),
+        )
     }
 }
 
@@ -218,7 +226,8 @@ impl Column {
             DataType::Dictionary(_, _) => Self::Dictionary(JoinedDictionary::of(&arrays)?),
             // Items are gathered one by one, so that what is in them is gathered well, too.
             DataType::List(item) if item.data_type().is_nested() => {
-                let lists: Vec<&ListArray> = arrays.iter().map(|array| array.as_list_opt::<i32>()).collect::<Option<_>>()?;
+                let lists: Vec<&ListArray> =
+                    arrays.iter().map(|array| array.as_list_opt::<i32>()).collect::<Option<_>>()?;
                 Self::List {
                     item: Arc::clone(item),
                     items: Box::new(Self::of(lists.iter().map(|list| Arc::clone(list.values())).collect())?),
@@ -226,7 +235,8 @@ impl Column {
                 }
             }
             DataType::Struct(fields) => {
-                let structs: Vec<&StructArray> = arrays.iter().map(|array| array.as_struct_opt()).collect::<Option<_>>()?;
+                let structs: Vec<&StructArray> =
+                    arrays.iter().map(|array| array.as_struct_opt()).collect::<Option<_>>()?;
                 let children = (0..fields.len())
                     .map(|child| Self::of(structs.iter().map(|array| Arc::clone(array.column(child))).collect()));
                 Self::Struct {
@@ -256,7 +266,8 @@ impl Column {
                     of_items.extend(range.map(|index| (*source, index)));
                     ends.push(key_number(of_items.len()));
                 }
-                let nulls = gather_nulls(picks, |source| lists[source].1.as_ref(), lists.iter().any(|list| list.1.is_some()));
+                let nulls =
+                    gather_nulls(picks, |source| lists[source].1.as_ref(), lists.iter().any(|list| list.1.is_some()));
                 let offsets = OffsetBuffer::new(ScalarBuffer::from(ends));
                 Arc::new(ListArray::try_new(Arc::clone(item), offsets, items.gather(&of_items)?, nulls)?)
             }
@@ -402,7 +413,12 @@ impl Attributes {
             }
         }
         let shapes = JoinedDictionary::of(&shapes)?;
-        let entries: Vec<_> = shapes.values.as_binary_opt::<i32>()?.iter().map(|shape| shape_entries(shape.unwrap_or_default())).collect();
+        let entries: Vec<_> = shapes
+            .values
+            .as_binary_opt::<i32>()?
+            .iter()
+            .map(|shape| shape_entries(shape.unwrap_or_default()))
+            .collect();
         Some(Self {
             shapes: Arc::new(shapes),
             sources: Arc::new(found),
@@ -448,7 +464,9 @@ impl Attributes {
         let fetches: Vec<Vec<Fetch>> = self
             .fetches(|place| place == Place::Column(index))
             .into_iter()
-            .map(|of_layout| of_layout.into_iter().map(|found| found.first().copied().unwrap_or(Fetch::Nothing)).collect())
+            .map(|of_layout| {
+                of_layout.into_iter().map(|found| found.first().copied().unwrap_or(Fetch::Nothing)).collect()
+            })
             .collect();
         // Where every source has the pair as a column of one type, it is a column like any other.
         let direct: Option<Vec<ArrayRef>> = self
@@ -457,7 +475,9 @@ impl Attributes {
             .map(|source| {
                 let mut columns = fetches[source.layout].iter().filter(|fetch| **fetch != Fetch::Nothing);
                 let Some(Fetch::Column(column)) = columns.next().copied() else { return None };
-                columns.all(|other| *other == Fetch::Column(column)).then(|| Arc::clone(&source.arrays[column as usize]))
+                columns
+                    .all(|other| *other == Fetch::Column(column))
+                    .then(|| Arc::clone(&source.arrays[column as usize]))
             })
             .collect();
         let direct = direct.filter(|arrays| arrays.iter().all(|array| array.data_type() == arrays[0].data_type()));

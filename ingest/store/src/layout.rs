@@ -188,8 +188,12 @@ impl Layout {
             base[at] = Some(fields.len());
             if column.name() == ATTRIBUTES {
                 let DataType::Struct(children) = attributes_type() else { unreachable!("it is a struct") };
-                let kept: Fields =
-                    children.iter().enumerate().filter(|(index, _)| *index == 0 || lists[index - 1]).map(|(_, child)| Arc::clone(child)).collect();
+                let kept: Fields = children
+                    .iter()
+                    .enumerate()
+                    .filter(|(index, _)| *index == 0 || lists[index - 1])
+                    .map(|(_, child)| Arc::clone(child))
+                    .collect();
                 fields.push(Arc::new(Field::new(ATTRIBUTES, DataType::Struct(kept), false)));
             } else {
                 fields.push(Arc::clone(column));
@@ -351,7 +355,8 @@ impl Filler {
 #[must_use]
 pub fn filler_of(table: Table, field: &Field) -> Option<Filler> {
     let name = field.name().as_str();
-    let always = [ATTRIBUTES, "trace_id", "span_id", "resource", "scope", "service_name", "time", "start_time", "series_id"];
+    let always =
+        [ATTRIBUTES, "trace_id", "span_id", "resource", "scope", "service_name", "time", "start_time", "series_id"];
     if always.contains(&name) && !field.is_nullable() || table.sort_columns().contains(&name) {
         return None;
     }
@@ -414,7 +419,11 @@ fn holds_only(array: &ArrayRef, filler: Filler) -> bool {
             let dictionary = array.as_dictionary::<Int32Type>();
             let texts = dictionary.values().as_string::<i32>();
             let empty: Vec<bool> = texts.iter().map(|text| text.is_some_and(str::is_empty)).collect();
-            dictionary.keys().values().iter().all(|key| empty.get(key.unsigned_abs() as usize).copied().unwrap_or(false))
+            dictionary
+                .keys()
+                .values()
+                .iter()
+                .all(|key| empty.get(key.unsigned_abs() as usize).copied().unwrap_or(false))
         }
         _ => false,
     }

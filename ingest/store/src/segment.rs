@@ -19,7 +19,9 @@ use model::signal::Table;
 use model::tenant::TenantId;
 use model::time::Timestamp;
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::{ColumnChunkMetaData, KeyValue, ParquetMetaDataReader, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
@@ -64,10 +66,6 @@ const VARIED_VALUES_MIN: usize = 64;
 
 /// Values hardly repeat when more than this part of a sample is distinct.
 const VARIED_PART: (usize, usize) = (1, 3);
-
-/// What a segment that is being written may have unsynced: about what a disk writes in ten
-/// milliseconds, bytes.
-const UNSYNCED_BYTES_MAX: u64 = 2 << 20;
 
 /// Bytes that are read at once to compute a checksum.
 const CHECKSUM_CHUNK_BYTES: usize = 1 << 20;
@@ -264,8 +262,7 @@ fn promoted_properties(
 ) -> WriterPropertiesBuilder {
     let path = || ColumnPath::new(leaf.path.clone());
     let builder = builder.set_column_statistics_enabled(path(), EnabledStatistics::Page);
-    let encoding =
-        if leaf.data_type == DataType::Utf8 { Encoding::DELTA_LENGTH_BYTE_ARRAY } else { Encoding::PLAIN };
+    let encoding = if leaf.data_type == DataType::Utf8 { Encoding::DELTA_LENGTH_BYTE_ARRAY } else { Encoding::PLAIN };
     let builder = if pair.kind == Kind::Bool { builder } else { builder.set_column_encoding(path(), encoding) };
     if varied.0.contains(pair) { builder.set_column_dictionary_enabled(path(), false) } else { builder }
 }
@@ -305,14 +302,10 @@ fn leaf_properties(builder: WriterPropertiesBuilder, leaf: &Leaf, packing: Packi
 }
 
 /// A file that hashes what is written to it. Parquet is written from front to back.
-///
-/// It is synced every few megabytes: a sync of the log may have to wait for whatever the file
-/// system has not written yet of other files, and so must an acknowledgement.
 struct HashingFile {
     file: File,
     hash: Xxh3,
     bytes: u64,
-    unsynced: u64,
 }
 
 impl Write for HashingFile {
@@ -320,11 +313,6 @@ impl Write for HashingFile {
         let written = self.file.write(buf)?;
         self.hash.update(&buf[..written]);
         self.bytes += written as u64;
-        self.unsynced += written as u64;
-        if self.unsynced >= UNSYNCED_BYTES_MAX {
-            self.file.sync_data()?;
-            self.unsynced = 0;
-        }
         Ok(written)
     }
 
@@ -414,7 +402,7 @@ impl SegmentWriter {
     ) -> Result<Self, StoreError> {
         let table = layout.table();
         let file = File::create(path).map_err(StoreError::io("create", path))?;
-        let file = HashingFile { file, hash: Xxh3::new(), bytes: 0, unsynced: 0 };
+        let file = HashingFile { file, hash: Xxh3::new(), bytes: 0 };
         let properties = properties(layout, tenant, packing, varied);
         let writer = ArrowWriter::try_new(file, Arc::clone(layout.schema()), Some(properties))
             .map_err(StoreError::parquet("create", path))?;
@@ -464,7 +452,8 @@ impl SegmentFile {
     /// When it cannot be read, or its columns are not the table's.
     pub fn open(path: &Path, table: Table) -> Result<Self, StoreError> {
         let file = File::open(path).map_err(StoreError::io("open", path))?;
-        let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()).map_err(StoreError::parquet("read", path))?;
+        let metadata =
+            ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()).map_err(StoreError::parquet("read", path))?;
         let layout = Layout::of_schema(table, metadata.schema())?;
         Ok(Self { path: path.to_owned(), file, metadata, layout })
     }
@@ -478,11 +467,9 @@ impl SegmentFile {
     /// The chunks of a promoted column, one of each row group.
     fn promoted_chunks(&self, index: usize) -> impl Iterator<Item = &ColumnChunkMetaData> {
         let name = self.layout.promoted()[index].column_name();
-        self.metadata
-            .metadata()
-            .row_groups()
-            .iter()
-            .filter_map(move |group| group.columns().iter().find(|chunk| chunk.column_path().parts() == [name.as_str()]))
+        self.metadata.metadata().row_groups().iter().filter_map(move |group| {
+            group.columns().iter().find(|chunk| chunk.column_path().parts() == [name.as_str()])
+        })
     }
 
     /// How many rows have a value in each promoted column.
@@ -578,8 +565,8 @@ pub(crate) fn checksum(path: &Path) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sort::sorted_batch;
     use crate::layout;
+    use crate::sort::sorted_batch;
     use crate::testing::{kinds_of, laid_out, random_batch, row_multiset, same_rows_in_order};
     use arrow::compute::concat_batches;
     use model::schema::schema;
@@ -623,8 +610,7 @@ mod tests {
         let path = dir.path().join("x");
         let tenant = TenantId::default_tenant();
         let layout = Layout::of_table(Table::Spans);
-        let mut writer =
-            SegmentWriter::create(&path, &layout, &tenant, Packing::FLUSH, &Varied::default()).unwrap();
+        let mut writer = SegmentWriter::create(&path, &layout, &tenant, Packing::FLUSH, &Varied::default()).unwrap();
         writer.write(&sorted_batch(Table::Spans, [&random_batch(Table::Spans, 500, 1)])).unwrap();
         writer.finish().unwrap();
         let footer = ParquetMetaDataReader::new()

@@ -60,7 +60,8 @@ const FLUSH_PIECE_ROWS: usize = 8192;
 /// Rows by which it is judged how a column's values repeat.
 const SAMPLE_ROWS: usize = 1024;
 
-/// How much nicer than the rest of the process the compactor is.
+/// How much nicer than the rest of the process the compactor is. It must hold no lock that the log
+/// thread wants for longer than a few instructions: on a busy core it may not run again for long.
 const COMPACTOR_NICE: i32 = 10;
 
 /// Where a crash is simulated. The names are those of the fail points.
@@ -188,6 +189,14 @@ impl Live {
         }
         Self { segments: segments.into(), kinds: Arc::new(kinds) }
     }
+
+    /// Without some segments and with another one; and those that went.
+    fn replaced(&self, remove: &[u64], add: Option<Arc<Segment>>) -> (Self, Vec<Arc<Segment>>) {
+        let (removed, mut kept): (Vec<_>, Vec<_>) =
+            self.segments.iter().map(Arc::clone).partition(|segment| remove.contains(&segment.meta().id));
+        kept.extend(add);
+        (Self::of(kept), removed)
+    }
 }
 
 /// A memtable on its way into segments.
@@ -235,16 +244,9 @@ impl State {
             .unwrap_or(self.published_seq + 1)
     }
 
-    fn replace(&mut self, key: &(TenantId, Table), remove: &[u64], add: Option<Arc<Segment>>) -> Vec<Arc<Segment>> {
+    fn add(&mut self, key: &(TenantId, Table), segment: Arc<Segment>) {
         let live = self.live.entry(key.clone()).or_default();
-        let (removed, mut kept): (Vec<_>, Vec<_>) =
-            live.segments.iter().map(Arc::clone).partition(|segment| remove.contains(&segment.meta().id));
-        kept.extend(add);
-        *live = Live::of(kept);
-        if live.segments.is_empty() {
-            self.live.remove(key);
-        }
-        removed
+        *live = live.replaced(&[], Some(segment)).0;
     }
 
     fn segments(&self) -> impl Iterator<Item = &Arc<Segment>> {
@@ -347,6 +349,8 @@ pub struct Store {
     ledger_gate: RwLock<()>,
     manifest: Mutex<Manifest>,
     state: Mutex<State>,
+    /// Told when a flush has made room in memory.
+    room: Condvar,
     next_segment_id: AtomicU64,
     wal_bytes: AtomicU64,
     quarantined: AtomicU64,
@@ -443,6 +447,7 @@ impl Store {
             ledger_gate: RwLock::new(()),
             manifest: Mutex::new(manifest),
             state: Mutex::new(state),
+            room: Condvar::new(),
             next_segment_id: AtomicU64::new(loaded.next_segment_id),
             quarantined: AtomicU64::new(loaded.quarantined.len() as u64),
             ledger_expired_day: AtomicI64::new(i64::MIN),
@@ -485,13 +490,25 @@ impl Store {
             sizes.push(entry.batch.as_ref().map_or(0, batch_bytes));
         }
         let group_bytes: u64 = sizes.iter().sum();
-        let memory_bytes = lock(&self.state).memory_bytes();
         let max = self.config.memtable_bytes_max;
         // A group larger than what is left must not wait for an empty store, which under traffic never
         // comes: it counts as at most a quarter, and the flush it forces makes up for it.
         let counted = group_bytes.min(max / 4);
-        if memory_bytes > 0 && memory_bytes.saturating_add(counted) > max {
+        let is_full = |bytes: u64| bytes > 0 && bytes.saturating_add(counted) > max;
+        let mut memory_bytes = lock(&self.state).memory_bytes();
+        if is_full(memory_bytes) {
             self.flusher.wake();
+            // Whoever waits here holds up those behind it: that is the back-pressure which lets the
+            // flusher, the only one with work then, catch up.
+            let wait = Duration::from_millis(self.config.memtable_wait_ms);
+            let state = lock(&self.state);
+            let (state, _) = self
+                .room
+                .wait_timeout_while(state, wait, |state| is_full(state.memory_bytes()))
+                .unwrap_or_else(PoisonError::into_inner);
+            memory_bytes = state.memory_bytes();
+        }
+        if is_full(memory_bytes) {
             self.metrics.refused.get_or_create(&[("reason", "memory_full")]).inc();
             return Err(StoreError::MemoryFull { bytes: memory_bytes, max });
         }
@@ -634,13 +651,36 @@ impl Store {
         let Some(segment) = lock(&self.state).find(segment_id) else { return Ok(false) };
         manifest.quarantine(segment_id, why)?;
         let meta = segment.meta();
-        lock(&self.state).replace(&(meta.tenant.clone(), meta.table), &[segment_id], None);
+        self.replace(&(meta.tenant.clone(), meta.table), &[segment_id], None);
         drop(manifest);
         tracing::error!(segment = segment_id, path = %segment.path().display(), reason = why, rows = meta.rows, "segment is set aside");
         set_aside(&self.dir, meta);
         self.quarantined.fetch_add(1, Ordering::Relaxed);
         self.show(&self.stats());
         Ok(true)
+    }
+
+    /// Takes segments out of what queries read and puts another one in; those that went. The new list
+    /// is made without the lock, and made again when a flush came in between.
+    fn replace(&self, key: &(TenantId, Table), remove: &[u64], add: Option<Arc<Segment>>) -> Vec<Arc<Segment>> {
+        loop {
+            let before = lock(&self.state).live.get(key).cloned().unwrap_or_default();
+            let (after, removed) = before.replaced(remove, add.as_ref().map(Arc::clone));
+            let mut state = lock(&self.state);
+            let unchanged = match state.live.get(key) {
+                Some(live) => Arc::ptr_eq(&live.segments, &before.segments),
+                None => before.segments.is_empty(),
+            };
+            if !unchanged {
+                continue;
+            }
+            if after.segments.is_empty() {
+                state.live.remove(key);
+            } else {
+                state.live.insert(key.clone(), after);
+            }
+            return removed;
+        }
     }
 
     /// Sizes.
@@ -823,10 +863,11 @@ impl Store {
             let mut state = lock(&self.state);
             for segment in segments {
                 let key = (segment.meta().tenant.clone(), table);
-                state.replace(&key, &[], Some(Arc::clone(segment)));
+                state.add(&key, Arc::clone(segment));
             }
             state.frozen[table.index()] = None;
         }
+        self.room.notify_all();
         drop(commit);
         *prepared = None;
         self.show(&self.stats());
@@ -834,11 +875,22 @@ impl Store {
         self.reach(Step::AfterPublishBeforeWalTruncate)?;
         let first_unflushed = lock(&self.state).first_unflushed(None);
         let mut wal = lock(&self.wal);
-        if let Err(error) = wal.truncate_below(first_unflushed) {
-            // The flush is done all the same; the next one truncates as well.
-            tracing::error!(%error, "cannot truncate the write-ahead log");
-        }
+        let detached = wal.detach_below(first_unflushed);
         self.show_wal(&wal);
+        // Deleting does not hold up acknowledgements.
+        drop(wal);
+        match detached {
+            Ok(files) if files.is_empty() => {}
+            Ok(files) => {
+                // Oldest first, and none after one that stays: a start takes a gap for a loss.
+                let _left = files.iter().find(|path| !remove_quietly(path));
+                if let Err(error) = sync_dir(&self.dir.wal()) {
+                    tracing::warn!(%error, "cannot sync the folder of the write-ahead log; a restart reads more of it");
+                }
+            }
+            // The flush is done all the same; the next one truncates as well.
+            Err(error) => tracing::error!(%error, "cannot truncate the write-ahead log"),
+        }
         Ok(())
     }
 
@@ -1023,7 +1075,7 @@ impl Store {
         }
         self.reach(Step::CompactionAfterCommit)?;
         let rows = output.meta().rows;
-        let replaced = lock(&self.state).replace(&key, &ids, Some(output));
+        let replaced = self.replace(&key, &ids, Some(output));
         drop(manifest);
         replaced.iter().for_each(|segment| segment.make_obsolete());
         drop(replaced);
@@ -1048,13 +1100,15 @@ impl Store {
             return Ok(0);
         }
         manifest.remove(&ids)?;
-        let mut state = lock(&self.state);
         let mut removed = Vec::with_capacity(ids.len());
-        for segment in ids.iter().filter_map(|id| state.find(*id)).collect::<Vec<_>>() {
+        let found: Vec<_> = {
+            let state = lock(&self.state);
+            ids.iter().filter_map(|id| state.find(*id)).collect()
+        };
+        for segment in found {
             let key = (segment.meta().tenant.clone(), segment.meta().table);
-            removed.extend(state.replace(&key, &[segment.meta().id], None));
+            removed.extend(self.replace(&key, &[segment.meta().id], None));
         }
-        drop(state);
         drop(manifest);
         removed.iter().for_each(|segment| segment.make_obsolete());
         self.metrics.segments_expired.inc_by(removed.len() as u64);
@@ -1118,12 +1172,7 @@ impl Store {
 }
 
 /// Writes the rows of a memtable in order, in the layout that suits them.
-fn write_sorted(
-    table: Table,
-    tenant: &TenantId,
-    rows: &TenantRows,
-    path: &Path,
-) -> Result<Written, StoreError> {
+fn write_sorted(table: Table, tenant: &TenantId, rows: &TenantRows, path: &Path) -> Result<Written, StoreError> {
     let batches: Vec<&RecordBatch> = rows.batches().iter().map(|batch| &**batch).collect();
     let own = Layout::of_table(table);
     let layout = layout::choose(table, batches.iter().copied(), rows.kinds());
@@ -1285,11 +1334,14 @@ fn set_aside(dir: &DataDir, meta: &SegmentMeta) {
     }
 }
 
-fn remove_quietly(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::debug!(path = %path.display(), %error, "cannot remove an unfinished segment; the next start does");
+/// Removes a file that is not needed any more; whether it is gone.
+fn remove_quietly(path: &Path) -> bool {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "cannot remove a file that is not needed; the next start does");
+            false
+        }
+        _ => true,
     }
 }
 

@@ -33,6 +33,7 @@ impl Bench {
         config.wal_min_free_bytes = 0;
         config.wal_segment_bytes_max = 64 << 10;
         config.compaction.inputs_min = 4;
+        config.memtable_wait_ms = 0;
         config
     }
 
@@ -775,7 +776,9 @@ fn write_golden(golden: &Path) {
     let store = bench.open();
     for seed in 0..6 {
         for table in Table::ALL {
-            store.append_group(vec![entry("golden", table, Some(random_batch(table, 20, seed)), rejected(20, &[]))]).unwrap();
+            store
+                .append_group(vec![entry("golden", table, Some(random_batch(table, 20, seed)), rejected(20, &[]))])
+                .unwrap();
         }
         if seed == 2 {
             store.flush_all().unwrap();
@@ -818,7 +821,11 @@ fn check_golden(golden: &Path, version: u32) {
             let reader = arrow_ipc::reader::FileReader::try_new(file, None).unwrap();
             let expected: Vec<RecordBatch> = reader.map(|batch| batch.unwrap()).collect();
             let found = row_multiset(table, &read_all(&snapshot, table));
-            assert_eq!((found.len(), found), (120, row_multiset(table, &expected)), "version {version}, {what}: {table}");
+            assert_eq!(
+                (found.len(), found),
+                (120, row_multiset(table, &expected)),
+                "version {version}, {what}: {table}"
+            );
         }
     };
     check("as it was");

@@ -204,6 +204,21 @@ impl Wal {
     /// The active segment goes too once it is fully covered and large enough to be worth a new one.
     /// At least one segment stays, for the sequence numbers it remembers.
     pub fn truncate_below(&mut self, seq: u64) -> Result<(), WalError> {
+        let files = self.detach_below(seq)?;
+        for path in &files {
+            match self.disk.remove(path) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(WalError::from_io("remove", path, e)),
+            }
+        }
+        if files.is_empty() { Ok(()) } else { self.sync_dir() }
+    }
+
+    /// As [`truncate_below`](Self::truncate_below), but leaves the deleting to the caller, who can do
+    /// it while others append: a file system takes its time to delete a large file. A file that is
+    /// not deleted is read again by the next start, which is no harm.
+    pub fn detach_below(&mut self, seq: u64) -> Result<Vec<PathBuf>, WalError> {
         self.check_poison()?;
         fail::fail_point!("wal_before_truncate");
         let all_sealed = self.sealed.iter().all(|s| s.last_seq < seq);
@@ -219,25 +234,18 @@ impl Wal {
                 Ok(()) | Err(_) => {}
             }
         }
-        let mut removed = false;
+        let mut files = Vec::new();
         while let Some(oldest) = self.sealed.front() {
             if oldest.last_seq >= seq || (self.active.is_none() && self.sealed.len() == 1) {
                 break;
             }
-            let path = self.options.dir.join(&oldest.name);
-            match self.disk.remove(&path) {
-                Ok(()) => {}
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(WalError::from_io("remove", &path, e)),
-            }
+            files.push(self.options.dir.join(&oldest.name));
             self.sealed.pop_front();
-            removed = true;
         }
-        if removed {
+        if !files.is_empty() {
             self.free_credit = 0;
-            self.sync_dir()?;
         }
-        Ok(())
+        Ok(files)
     }
 
     /// Bytes of all segments, headers included.
