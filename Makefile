@@ -1,7 +1,7 @@
 # GodsEye: every command a person or CI types.
 #
 #   make demo    build and run the demo: a web shop sends, you ask SQL     (needs Rust and a C compiler)
-#   make test    every test, with real OpenTelemetry clients               (needs Python 3 with venv too)
+#   make test    every test, with real OpenTelemetry and PostgreSQL clients (needs Python 3 with venv too; psql if it is there)
 #   make lint    format and clippy, warnings are errors
 #   make bench   the numbers of benches/README.md
 #   make soak    200 kill -9 cycles, 100,000 simulated power losses, 50,000 damaged requests a signal
@@ -16,14 +16,14 @@ SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: demo test lint bench soak tools-rust tools-python
+.PHONY: demo test lint bench soak tools-rust tools-python tools-psql
 
 demo: tools-rust
 	@test -x "$(CARGO_TARGET_DIR)/debug/godseye" || echo "building: about eight minutes on two cores, the first time"
 	cargo build --bin godseye
 	exec "$(CARGO_TARGET_DIR)/debug/godseye" demo
 
-test: tools-rust tools-python
+test: tools-rust tools-python tools-psql
 	cargo test --workspace --features failpoints
 
 lint: tools-rust
@@ -54,3 +54,6 @@ tools-python:
 	  "$(GODSEYE_CLIENTS_VENV)/bin/pip" install --quiet -r tests/clients/requirements.txt
 	  cp tests/clients/requirements.txt "$(GODSEYE_CLIENTS_VENV)/requirements.txt"
 	fi
+
+tools-psql:
+	@command -v psql >/dev/null || echo "psql is not installed, so its tests are left out: apt-get install postgresql-client"

@@ -112,7 +112,7 @@ class Godseye(Process):
 
     def __init__(self, binary, data_dir, config=None, discard=False, log=None):
         command = [binary, "serve", "--data-dir", data_dir, "--log-level", "warn"]
-        command += ["--otlp-grpc", "127.0.0.1:0", "--otlp-http", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+        command += ["--otlp-grpc", "127.0.0.1:0", "--otlp-http", "127.0.0.1:0", "--http", "127.0.0.1:0", "--pg", "127.0.0.1:0"]
         if config:
             command += ["--config", config]
         env = {"GODSEYE_READY_JSON": "1"} | ({"GODSEYE_BENCH_DISCARD": "1"} if discard else {})

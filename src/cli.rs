@@ -67,6 +67,9 @@ struct ServeArgs {
     /// Where the API answers [env: GODSEYE_HTTP] [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     http: Option<String>,
+    /// Where SQL is answered in PostgreSQL's protocol [env: GODSEYE_PG] [default: 127.0.0.1:5433]
+    #[arg(long, value_name = "ADDR")]
+    pg: Option<String>,
     /// The configuration file [env: GODSEYE_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -147,6 +150,7 @@ fn serve(args: ServeArgs) -> ExitCode {
         otlp_grpc: args.otlp_grpc,
         otlp_http: args.otlp_http,
         http: args.http,
+        pg: args.pg,
         log_level: args.log_level,
         log_format: args.log_format,
         allow_unauthenticated: args.allow_unauthenticated.then_some(true),

@@ -141,6 +141,7 @@ fn config(data_dir: std::path::PathBuf) -> Config {
         &mut config.receivers.otlp.protocols.grpc.endpoint,
         &mut config.receivers.otlp.protocols.http.endpoint,
         &mut config.http.endpoint,
+        &mut config.pg.endpoint,
     ] {
         // The usual port when it is free, so that exporters find the demo without being told.
         if std::net::TcpListener::bind(*endpoint).is_err() {
@@ -151,14 +152,17 @@ fn config(data_dir: std::path::PathBuf) -> Config {
 }
 
 async fn play(args: &DemoArgs, addresses: Addresses, directory: &std::path::Path) -> Result<(), DemoError> {
-    let Addresses { otlp_grpc, otlp_http, http } = addresses;
+    let Addresses { otlp_grpc, otlp_http, http, pg } = addresses;
     say(&format!(
         "\n  GodsEye demo: a web shop of twelve services sends traces, metrics, logs and profiles\n\n\
          \x20 OTLP/gRPC   {otlp_grpc}      OTEL_EXPORTER_OTLP_ENDPOINT=http://{otlp_grpc}\n\
          \x20 OTLP/HTTP   {otlp_http}      OTEL_EXPORTER_OTLP_ENDPOINT=http://{otlp_http} (http/protobuf)\n\
          \x20 SQL         http://{http}/api/v1/sql\n\
+         \x20 PostgreSQL  {pg}      psql -h {} -p {}\n\
          \x20 metrics     http://{http}/metrics\n\
          \x20 data        {}\n",
+        pg.ip(),
+        pg.port(),
         directory.display()
     ));
     let now = Clock::System.now();

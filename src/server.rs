@@ -121,6 +121,8 @@ pub struct Addresses {
     pub otlp_http: SocketAddr,
     /// API, metrics and health.
     pub http: SocketAddr,
+    /// PostgreSQL's protocol.
+    pub pg: SocketAddr,
 }
 
 /// Who may send: tokens from the configuration, or everyone when there are none.
@@ -155,6 +157,7 @@ pub struct Server {
     receivers: Vec<Task<()>>,
     receivers_stop: CancellationToken,
     api: Task<()>,
+    pg: Task<()>,
     api_stop: CancellationToken,
     draining: Arc<AtomicBool>,
     maintenance: Maintenance,
@@ -172,7 +175,9 @@ impl Server {
         let grpc = bind("OTLP/gRPC", "--otlp-grpc", otlp.grpc.endpoint).await?;
         let otlp_http = bind("OTLP/HTTP", "--otlp-http", otlp.http.endpoint).await?;
         let http = bind("HTTP", "--http", config.http.endpoint).await?;
-        let addresses = Addresses { otlp_grpc: local(&grpc)?, otlp_http: local(&otlp_http)?, http: local(&http)? };
+        let pg = bind("PostgreSQL", "--pg", config.pg.endpoint).await?;
+        let addresses =
+            Addresses { otlp_grpc: local(&grpc)?, otlp_http: local(&otlp_http)?, http: local(&http)?, pg: local(&pg)? };
 
         let mut registry = Registry::default();
         let store_metrics = store::Metrics::new(&mut registry);
@@ -189,6 +194,7 @@ impl Server {
             readiness: Arc::new(Readiness { progress: Arc::clone(&progress), draining: Arc::clone(&draining) }),
             authenticator: Arc::clone(&authenticator),
             limits: limits(config),
+            export: export(config),
             reload: {
                 let reload = Arc::clone(&reload);
                 Arc::new(move || reload.reload())
@@ -196,6 +202,7 @@ impl Server {
         });
         let api_stop = CancellationToken::new();
         let api = tokio::spawn(dashboards::serve(http, doors.router(), api_stop.clone()));
+        let pg = tokio::spawn(dashboards::pg::serve(pg, doors.clone(), api_stop.clone()));
 
         // Opening replays the log: minutes of work at worst, and none of it is async.
         let (store_config, opening) = (store_config(config), Arc::clone(&progress));
@@ -256,6 +263,7 @@ impl Server {
             receivers,
             receivers_stop,
             api,
+            pg,
             api_stop,
             draining,
             maintenance,
@@ -306,8 +314,17 @@ impl Server {
         .await
         .map_err(|error| ServeError::Start { what: "the drain", detail: error.to_string() })?;
         self.api_stop.cancel();
-        if let Err(error) = self.api.await {
-            tracing::error!(%error, "the API ended badly");
+        // An export may take longer than the drain: it is cut off, which its client sees.
+        let patience = patience + self.drain_timeout / 4;
+        for (what, mut door) in [("the API", self.api), ("the PostgreSQL door", self.pg)] {
+            match tokio::time::timeout_at(patience, &mut door).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "{what} ended badly"),
+                Err(_elapsed) => {
+                    tracing::warn!("{what} was still sending answers: they are cut off");
+                    door.abort();
+                }
+            }
         }
         if let Ok(source) = self.fatal.try_recv() {
             return Err(ServeError::Log { source });
@@ -439,6 +456,15 @@ fn engine_config(config: &Config) -> query::EngineConfig {
     }
 }
 
+/// Exports leave half of the permits to everybody else.
+fn export(config: &Config) -> dashboards::Export {
+    dashboards::Export {
+        rows_max: config.query.export_rows_max,
+        timeout: config.query.export_timeout.get(),
+        at_once: usize::try_from(config.query.concurrency / 2).unwrap_or(usize::MAX).max(1),
+    }
+}
+
 fn limits(config: &Config) -> query::Limits {
     query::Limits { timeout: config.query.timeout.get(), rows_max: config.query.rows_max, ..query::Limits::default() }
 }
@@ -545,8 +571,8 @@ async fn serve_until_told(config: &Config, options: Options, reload: Arc<Reload>
         _told = terminate.recv() => return Ok(()),
         _told = interrupt.recv() => return Ok(()),
     };
-    let Addresses { otlp_grpc, otlp_http, http } = server.addresses();
-    tracing::info!(%otlp_grpc, %otlp_http, %http, data_dir = %config.data_dir.display(), "ready");
+    let Addresses { otlp_grpc, otlp_http, http, pg } = server.addresses();
+    tracing::info!(%otlp_grpc, %otlp_http, %http, %pg, data_dir = %config.data_dir.display(), "ready");
     if options.announce {
         announce(server.addresses());
     }
@@ -577,6 +603,7 @@ fn announce(addresses: Addresses) {
         "otlp_grpc": addresses.otlp_grpc.to_string(),
         "otlp_http": addresses.otlp_http.to_string(),
         "http": addresses.http.to_string(),
+        "pg": addresses.pg.to_string(),
     });
     let mut stdout = std::io::stdout().lock();
     drop(writeln!(stdout, "{line}").and_then(|()| stdout.flush()));

@@ -347,7 +347,8 @@ fn what_cannot_start_says_why() {
     let taken = listener.local_addr().unwrap().to_string();
     let file = tempfile::NamedTempFile::new().unwrap();
     let in_a_file = file.path().join("data");
-    let any_port = ["--otlp-grpc", "127.0.0.1:0", "--otlp-http", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+    let any_port =
+        ["--otlp-grpc", "127.0.0.1:0", "--otlp-http", "127.0.0.1:0", "--http", "127.0.0.1:0", "--pg", "127.0.0.1:0"];
     let with = |more: &[&'static str]| more.to_vec();
     struct Case<'a> {
         what: &'a str,
@@ -405,6 +406,14 @@ fn what_cannot_start_says_why() {
             arguments: vec!["--otlp-grpc", &taken, "--otlp-http", "127.0.0.1:0", "--http", "127.0.0.1:0"],
             code: 1,
             says: vec![&taken, "--otlp-grpc", "in use"],
+        },
+        Case {
+            what: "a taken port of PostgreSQL",
+            config: "",
+            data_dir: None,
+            arguments: [&any_port[..6], &["--pg", &taken]].concat(),
+            code: 1,
+            says: vec![&taken, "--pg", "in use"],
         },
         Case {
             what: "a data directory that cannot be made",

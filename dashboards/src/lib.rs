@@ -1,4 +1,4 @@
-//! The HTTP door: SQL, metrics, health, reload.
+//! The doors that answers leave by: HTTP (SQL, what there is to ask, metrics, health, reload) and PostgreSQL's protocol.
 //!
 //! The door opens before the store does, so that probes see a replay's progress: until
 //! [`Doors::open`] is called, `/readyz` tells how far it is and everything that needs data answers
@@ -8,11 +8,19 @@
 //!
 //! # Layout
 //! - [`auth`]: tokens to tenants, for every door of the process
-//! - `sql`: `POST /api/v1/sql`, streamed, in four formats
+//! - `sql`: `POST /api/v1/sql`, streamed
+//! - `discover`: `GET /api/v1/tables` and `/api/v1/attributes`: what there is to ask
+//! - `formats`, `encoding`, `negotiate`: how an answer is written, compressed, and which way a client wants it
+//! - [`pg`]: the PostgreSQL door
 //! - `probes`: `/healthz`, `/readyz`, `/metrics`, `/-/reload`, `/`
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
 pub mod auth;
+mod discover;
+mod encoding;
+mod formats;
+mod negotiate;
+pub mod pg;
 mod probes;
 mod sql;
 #[cfg(test)]
@@ -29,6 +37,7 @@ use axum::routing::{get, post};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// A statement's text, bytes: the guard takes 64 KiB; a little more lets it say so itself.
@@ -70,8 +79,27 @@ pub struct Deps {
     pub authenticator: Arc<auth::Authenticator>,
     /// Limits of one query.
     pub limits: query::Limits,
+    /// Limits of a query whose client asks for more rows than that.
+    pub export: Export,
     /// For `/-/reload`.
     pub reload: Arc<ReloadFn>,
+}
+
+/// Limits of exports: answers of which a client wants more rows than everybody gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Export {
+    /// Rows a client may ask for.
+    pub rows_max: u64,
+    /// From admission to the last row.
+    pub timeout: std::time::Duration,
+    /// Exports at once. Each holds one of the engine's permits for as long as its client reads, so fewer than those.
+    pub at_once: usize,
+}
+
+impl Default for Export {
+    fn default() -> Self {
+        Self { rows_max: 100_000_000, timeout: std::time::Duration::from_secs(600), at_once: 2 }
+    }
 }
 
 /// What the doors need once the store is open.
@@ -83,6 +111,7 @@ struct Opened {
 struct Shared {
     deps: Deps,
     opened: OnceLock<Opened>,
+    exports: Arc<Semaphore>,
 }
 
 /// The doors. Cheap to clone.
@@ -93,7 +122,8 @@ impl Doors {
     /// Doors that are still closed.
     #[must_use]
     pub fn new(deps: Deps) -> Self {
-        Self(Arc::new(Shared { deps, opened: OnceLock::new() }))
+        let exports = Arc::new(Semaphore::new(deps.export.at_once));
+        Self(Arc::new(Shared { deps, opened: OnceLock::new(), exports }))
     }
 
     /// Opens them. A second call changes nothing.
@@ -105,6 +135,8 @@ impl Doors {
     pub fn router(&self) -> Router {
         Router::new()
             .route("/api/v1/sql", post(sql::sql))
+            .route("/api/v1/tables", get(discover::tables))
+            .route("/api/v1/attributes", get(discover::attributes))
             .route("/metrics", get(probes::metrics))
             .route("/healthz", get(probes::healthz))
             .route("/readyz", get(probes::readyz))

@@ -71,10 +71,12 @@ pub(crate) async fn index() -> &'static str {
     "\
 GodsEye
 
-  POST /api/v1/sql?format=json|ndjson|csv|arrow    SQL in the body
-  GET  /metrics                                    about this process
-  GET  /healthz  /readyz                           probes
-  POST /-/reload                                   read the configuration again
+  POST /api/v1/sql?format=json|ndjson|csv|arrow|parquet    SQL in the body
+  GET  /api/v1/tables                                      what there is to ask
+  GET  /api/v1/attributes?table=spans&prefix=http.         which attributes there are
+  GET  /metrics                                            about this process
+  GET  /healthz  /readyz                                   probes
+  POST /-/reload                                           read the configuration again
 
   curl -d 'SELECT count(*) FROM spans' http://HOST/api/v1/sql
 "

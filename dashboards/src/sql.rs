@@ -1,117 +1,162 @@
 //! `POST /api/v1/sql`: one statement in, its answer out, streamed batch by batch.
 //!
-//! The status is decided before the first byte: by then the statement is planned and its first
-//! batch is there. What fails later ends the body with an `error` (JSON, NDJSON) or breaks the
-//! connection (CSV, Arrow), so that a cut answer is never taken for a whole one.
+//! The status is decided before the first byte: by then the statement is planned and the first chunk is written. What
+//! fails later ends the body with an `error` (JSON, NDJSON) or breaks the connection (CSV, Arrow, Parquet), so that a
+//! cut answer is never taken for a whole one. The same goes for an answer that a limit cut off where its client had
+//! not asked for that limit; JSON, which has a place for it, says so in `stats` instead.
 
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
-use arrow::ipc::writer::StreamWriter;
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{RawQuery, State};
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{Query, State};
 use axum::response::{IntoResponse as _, Response};
 use futures::stream;
-use http::{HeaderMap, StatusCode, header};
-use query::{QueryError, QueryOutput, render};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use query::{ErrorKind, Limits, QueryError, QueryOutput};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::auth::Scope;
-use crate::{Doors, error};
+use crate::encoding::{COMPRESSED_FROM_BYTES, Encoder, Encoding};
+use crate::formats::{Format, Writer};
+use crate::{Doors, error, negotiate};
 
-/// How an answer is written.
+/// Tells how many rows an answer may have, so that one which broke off explains itself.
+const ROWS_MAX: HeaderName = HeaderName::from_static("godseye-rows-max");
+
+/// Parameters as sent.
+type Parameters = Result<Query<Vec<(String, String)>>, QueryRejection>;
+
+/// What a request asks for beside its statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
-    Json,
-    Ndjson,
-    Csv,
-    Arrow,
+struct Asked {
+    format: Format,
+    /// Rows, when the client says how many it wants at most.
+    limit: Option<u64>,
 }
 
-impl Format {
-    const NAMES: [(&'static str, &'static str, Self); 4] = [
-        ("json", "application/json", Self::Json),
-        ("ndjson", "application/x-ndjson", Self::Ndjson),
-        ("csv", "text/csv; charset=utf-8; header=present", Self::Csv),
-        ("arrow", "application/vnd.apache.arrow.stream", Self::Arrow),
-    ];
-
-    /// From `format=`, else from `Accept`, else JSON.
-    fn choose(query: Option<&str>, headers: &HeaderMap) -> Result<Self, String> {
-        let asked = query.unwrap_or_default().split('&').filter_map(|pair| pair.strip_prefix("format=")).next_back();
-        if let Some(asked) = asked {
-            return Self::NAMES.iter().find(|(name, ..)| *name == asked).map(|(.., format)| *format).ok_or_else(|| {
-                format!("format `{}` is not known: expected json, ndjson, csv or arrow", asked.escape_default())
-            });
+impl Asked {
+    fn read(parameters: Parameters, headers: &HeaderMap, limit_max: u64) -> Result<Self, Box<Response>> {
+        let bad = |code: &str, message: &str| Box::new(error(StatusCode::BAD_REQUEST, code, message, None));
+        let Query(parameters) = parameters.map_err(|rejection| bad("bad_parameter", &rejection.body_text()))?;
+        let (mut format, mut limit) = (None, None);
+        for (name, value) in &parameters {
+            let shown = || value.chars().take(64).collect::<String>().escape_default().to_string();
+            match name.as_str() {
+                "format" => {
+                    format = Some(Format::named(value).ok_or_else(|| {
+                        let names = Format::names();
+                        bad("bad_format", &format!("format `{}` is not known: expected one of {names}", shown()))
+                    })?);
+                }
+                "limit" => {
+                    let rows = value.parse().ok().filter(|rows| (1..=limit_max).contains(rows));
+                    limit = Some(rows.ok_or_else(|| {
+                        let message = format!("limit `{}` is not possible: expected 1 to {limit_max} rows", shown());
+                        bad("bad_parameter", &message)
+                    })?);
+                }
+                _ => {
+                    let name: String = name.chars().take(64).collect();
+                    let message =
+                        format!("there is no parameter `{}`: expected format or limit", name.escape_default());
+                    return Err(bad("bad_parameter", &message));
+                }
+            }
         }
-        let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let essence = |media: &str| media.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        let wanted = accept.split(',').map(essence);
-        Ok(wanted
-            .filter_map(|wanted| Self::NAMES.iter().find(|(_, media, _)| essence(media) == wanted))
-            .map(|(.., format)| *format)
-            .next()
-            .unwrap_or(Self::Json))
-    }
-
-    fn media_type(self) -> &'static str {
-        Self::NAMES.iter().find(|(.., format)| *format == self).map_or("", |(_, media, _)| media)
+        let format = match (format, negotiate::list(headers, header::ACCEPT)) {
+            (Some(format), _) => format,
+            (None, None) => Format::Json,
+            (None, Some(accept)) => Format::accepted(&accept).ok_or_else(|| {
+                let message = format!("no format of this answer is acceptable: there are {}", Format::media_types());
+                let hint = Some("send one of them in Accept, or say ?format=");
+                Box::new(error(StatusCode::NOT_ACCEPTABLE, "not_acceptable", &message, hint))
+            })?,
+        };
+        Ok(Self { format, limit })
     }
 }
 
 pub(crate) async fn sql(
     State(doors): State<Doors>,
-    RawQuery(parameters): RawQuery,
+    parameters: Parameters,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    // Who asks comes before what is asked.
-    let tenant = match doors.tenant(&headers, Scope::Query) {
-        Ok(tenant) => tenant,
-        Err(response) => return *response,
-    };
-    let opened = match doors.opened() {
-        Ok(opened) => opened,
-        Err(response) => return *response,
-    };
-    let body = match body {
-        Ok(body) => body,
-        Err(rejection) => return error(rejection.status(), "bad_body", &rejection.body_text(), None),
-    };
-    let format = match Format::choose(parameters.as_deref(), &headers) {
-        Ok(format) => format,
-        Err(message) => return error(StatusCode::BAD_REQUEST, "bad_format", &message, None),
-    };
-    let Ok(statement) = std::str::from_utf8(&body) else {
-        return error(StatusCode::BAD_REQUEST, "bad_query", "the statement is not UTF-8", None);
-    };
-    let started = match opened.engine.query(&tenant, statement, doors.0.deps.limits).await {
-        Ok(mut output) => match output.next().await {
-            Some(Err(failed)) => Err(failed),
-            Some(Ok(first)) => Ok((output, Some(first))),
-            None => Ok((output, None)),
-        },
-        Err(refused) => Err(refused),
-    };
-    match started {
-        Ok((output, first)) => {
-            let mut writer = Writer::new(format, &output.schema);
-            let head = writer.head().and_then(|()| match &first {
-                Some(batch) => writer.batch(batch),
-                None => Ok(()),
-            });
-            if let Err(failed) = head {
-                return refuse(&failed);
-            }
-            let ended = first.is_none();
-            let chunks = stream::unfold(Some((output, writer, ended)), next_chunk);
-            ([(header::CONTENT_TYPE, format.media_type())], Body::from_stream(chunks)).into_response()
-        }
-        Err(failed) => refuse(&failed),
+    match answer(&doors, parameters, &headers, body).await {
+        Ok(response) => response,
+        Err(response) => *response,
     }
 }
 
-fn refuse(failed: &QueryError) -> Response {
+async fn answer(
+    doors: &Doors,
+    parameters: Parameters,
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Box<Response>> {
+    // Who asks comes before what is asked.
+    let tenant = doors.tenant(headers, Scope::Query)?;
+    let opened = doors.opened()?;
+    let body =
+        body.map_err(|rejection| Box::new(error(rejection.status(), "bad_body", &rejection.body_text(), None)))?;
+    let deps = &doors.0.deps;
+    let asked = Asked::read(parameters, headers, deps.export.rows_max.max(deps.limits.rows_max))?;
+    let statement = std::str::from_utf8(&body).map_err(|_not_utf8| {
+        Box::new(error(StatusCode::BAD_REQUEST, "bad_query", "the statement is not UTF-8", None))
+    })?;
+
+    let (limits, export) = limits(doors, asked.limit).map_err(|refused| Box::new(refuse(&refused)))?;
+    let refused = |failed: QueryError| Box::new(refuse(&failed));
+    let output = opened.engine.query(&tenant, statement, limits).await.map_err(refused)?;
+    let writer = Writer::new(asked.format, &output.schema).map_err(refused)?;
+    let mut answer = Answer { output, writer, limits, asked, begun: false, ended: false, _export: export };
+    let first = answer.next().await.unwrap_or_else(|| Ok(Vec::new())).map_err(refused)?;
+
+    let rows_max = HeaderValue::from(limits.rows_max);
+    let vary = HeaderValue::from_static("accept, accept-encoding");
+    let media_type = HeaderValue::from_static(asked.format.media_type());
+    let head = [(header::CONTENT_TYPE, media_type), (header::VARY, vary), (ROWS_MAX, rows_max)];
+    let encoding = match negotiate::list(headers, header::ACCEPT_ENCODING) {
+        Some(accepted) if asked.format.is_compressible() => negotiate::encoding(&accepted),
+        _ => Encoding::Identity,
+    };
+    if answer.ended && (first.len() < COMPRESSED_FROM_BYTES || encoding == Encoding::Identity) {
+        return Ok((head, Body::from(first)).into_response());
+    }
+    let encoder = Encoder::new(encoding).map_err(|failed| refused(unencodable(&failed)))?;
+    let body = Body::from_stream(stream::unfold(Some((answer, encoder, Some(first))), next_chunk));
+    let mut response = (head, body).into_response();
+    if let Some(name) = encoding.name() {
+        response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static(name));
+    }
+    Ok(response)
+}
+
+/// The limits of a query, and the permit it needs when it is an export: an answer of more rows than everybody gets.
+pub(crate) fn limits(doors: &Doors, limit: Option<u64>) -> Result<(Limits, Option<OwnedSemaphorePermit>), QueryError> {
+    let deps = &doors.0.deps;
+    let usual = deps.limits;
+    match limit {
+        None => Ok((usual, None)),
+        Some(rows) if rows <= usual.rows_max => Ok((Limits { rows_max: rows, ..usual }, None)),
+        Some(rows) => {
+            let permit = Arc::clone(&doors.0.exports).try_acquire_owned().map_err(|_none_left| {
+                let at_once = deps.export.at_once;
+                QueryError::new(
+                    ErrorKind::Busy,
+                    format!("{at_once} answers of more than {} rows are being sent, the limit", usual.rows_max),
+                )
+                .hint("try again when one of them has ended")
+            })?;
+            // What is sent is not held: rows and time bound it, and bytes need not.
+            let limits = Limits { rows_max: rows, timeout: deps.export.timeout, output_bytes_max: u64::MAX, ..usual };
+            Ok((limits, Some(permit)))
+        }
+    }
+}
+
+pub(crate) fn refuse(failed: &QueryError) -> Response {
     let status = StatusCode::from_u16(failed.kind.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = error(status, failed.kind.code(), &failed.message, failed.hint.as_deref());
     if failed.is_retryable() {
@@ -120,120 +165,96 @@ fn refuse(failed: &QueryError) -> Response {
     response
 }
 
+fn unencodable(failed: &std::io::Error) -> QueryError {
+    QueryError::new(ErrorKind::Internal, format!("the answer cannot be compressed: {failed}"))
+}
+
+/// An answer on its way out.
+struct Answer {
+    output: QueryOutput,
+    writer: Writer,
+    limits: Limits,
+    asked: Asked,
+    /// Whether a chunk is written: from then on an error is no status any more.
+    begun: bool,
+    ended: bool,
+    _export: Option<OwnedSemaphorePermit>,
+}
+
+impl Answer {
+    /// The next chunk; the last one sets `ended`.
+    ///
+    /// # Errors
+    /// What has to be the status, or to break the connection.
+    async fn next(&mut self) -> Option<Result<Vec<u8>, QueryError>> {
+        if self.ended {
+            return None;
+        }
+        let written = self.write_chunk().await;
+        let begun = std::mem::replace(&mut self.begun, true);
+        Some(match written {
+            Ok(()) => self.writer.take(),
+            Err(failed) => {
+                self.ended = true;
+                if begun && self.writer.broke_off(&failed) { self.writer.take() } else { Err(failed) }
+            }
+        })
+    }
+
+    /// Writes until a chunk is full or the answer is whole.
+    async fn write_chunk(&mut self) -> Result<(), QueryError> {
+        loop {
+            if self.writer.write()? || self.writer.is_full() {
+                return Ok(());
+            }
+            match self.output.next().await {
+                Some(batch) => self.writer.add(batch?),
+                None => break,
+            }
+        }
+        let stats = self.output.stats();
+        if stats.truncated && self.asked.format != Format::Json && self.asked.limit != Some(stats.rows) {
+            return Err(QueryError::new(
+                ErrorKind::RowLimit,
+                format!(
+                    "the answer has more than {} rows or {} MiB, the limit",
+                    self.limits.rows_max,
+                    self.limits.output_bytes_max >> 20
+                ),
+            )
+            .hint("say how many rows you want, with ?limit= or LIMIT"));
+        }
+        self.writer.finish(&stats)?;
+        self.ended = true;
+        Ok(())
+    }
+}
+
 type Chunk = Result<Vec<u8>, QueryError>;
+type Sending = Option<(Answer, Encoder, Option<Vec<u8>>)>;
 
-/// What is written so far goes out; then the next batch is fetched and written.
-async fn next_chunk(
-    state: Option<(QueryOutput, Writer, bool)>,
-) -> Option<(Chunk, Option<(QueryOutput, Writer, bool)>)> {
-    let (mut output, mut writer, mut ended) = state?;
+/// The next chunk, encoded, and what is left after it.
+async fn next_chunk(sending: Sending) -> Option<(Chunk, Sending)> {
+    let (mut answer, mut encoder, mut first) = sending?;
     loop {
-        if ended {
-            return Some(match writer.tail(&output) {
-                Ok(()) => (Ok(writer.take()), None),
-                Err(failed) => (Err(failed), None),
-            });
-        }
-        if writer.is_full() {
-            return Some((Ok(writer.take()), Some((output, writer, ended))));
-        }
-        match output.next().await {
-            Some(Ok(batch)) => {
-                if let Err(failed) = writer.batch(&batch) {
-                    return Some((Err(failed), None));
-                }
+        let part = match first.take() {
+            Some(part) => Some(part),
+            None => match answer.next().await {
+                Some(Err(failed)) => return Some((Err(failed), None)),
+                Some(Ok(part)) => Some(part),
+                None => None,
+            },
+        };
+        let encoded = match part {
+            Some(part) => encoder.encode(part),
+            None => {
+                return Some((encoder.finish().map_err(|failed| unencodable(&failed)), None));
             }
-            Some(Err(failed)) => {
-                return Some(if writer.broke_off(&failed) { (Ok(writer.take()), None) } else { (Err(failed), None) });
-            }
-            None => ended = true,
+        };
+        match encoded {
+            Ok(chunk) if chunk.is_empty() => {}
+            Ok(chunk) => return Some((Ok(chunk), Some((answer, encoder, None)))),
+            Err(failed) => return Some((Err(unencodable(&failed)), None)),
         }
     }
-}
-
-/// A chunk goes out at this size, bytes: large enough to be worth a write, small enough that a
-/// slow reader holds little.
-const CHUNK_BYTES: usize = 256 << 10;
-
-struct Writer {
-    format: Format,
-    schema: SchemaRef,
-    first_row: bool,
-    text: String,
-    arrow: Option<StreamWriter<Vec<u8>>>,
-}
-
-impl Writer {
-    fn new(format: Format, schema: &SchemaRef) -> Self {
-        Self { format, schema: Arc::clone(schema), first_row: true, text: String::new(), arrow: None }
-    }
-
-    fn head(&mut self) -> Result<(), QueryError> {
-        match self.format {
-            Format::Json => {
-                self.text.push_str("{\"columns\":");
-                self.text.push_str(&render::columns_json(&self.schema));
-                self.text.push_str(",\"rows\":[");
-            }
-            Format::Ndjson => {}
-            Format::Csv => render::header_csv(&self.schema, &mut self.text),
-            Format::Arrow => {
-                let writer = StreamWriter::try_new(Vec::new(), &render::arrow_schema(&self.schema));
-                self.arrow = Some(writer.map_err(unwritable)?);
-            }
-        }
-        Ok(())
-    }
-
-    fn batch(&mut self, batch: &arrow::array::RecordBatch) -> Result<(), QueryError> {
-        match (self.format, &mut self.arrow) {
-            (Format::Json, _) => render::rows_json(batch, &mut self.first_row, &mut self.text),
-            (Format::Ndjson, _) => render::rows_ndjson(batch, &mut self.text),
-            (Format::Csv, _) => render::rows_csv(batch, &mut self.text),
-            (Format::Arrow, Some(writer)) => {
-                render::arrow_batch(batch, &render::arrow_schema(&self.schema)).and_then(|batch| writer.write(&batch))
-            }
-            (Format::Arrow, None) => Ok(()),
-        }
-        .map_err(unwritable)
-    }
-
-    fn tail(&mut self, output: &QueryOutput) -> Result<(), QueryError> {
-        if self.format == Format::Json {
-            self.text.push_str("\n],\"stats\":");
-            self.text.push_str(&serde_json::to_string(&output.stats()).unwrap_or_default());
-            self.text.push_str("}\n");
-        }
-        if let Some(writer) = &mut self.arrow {
-            writer.finish().map_err(unwritable)?;
-        }
-        Ok(())
-    }
-
-    /// Writes an error behind rows that were already written; `false` when the format has no place
-    /// for one.
-    fn broke_off(&mut self, failed: &QueryError) -> bool {
-        let error = serde_json::json!({ "code": failed.kind.code(), "message": failed.message, "hint": failed.hint });
-        match self.format {
-            Format::Json => self.text.push_str(&format!("\n],\"error\":{error}}}\n")),
-            Format::Ndjson => self.text.push_str(&format!("{{\"error\":{error}}}\n")),
-            Format::Csv | Format::Arrow => return false,
-        }
-        true
-    }
-
-    fn is_full(&self) -> bool {
-        self.text.len().max(self.arrow.as_ref().map_or(0, |writer| writer.get_ref().len())) >= CHUNK_BYTES
-    }
-
-    fn take(&mut self) -> Vec<u8> {
-        match &mut self.arrow {
-            Some(writer) => std::mem::take(writer.get_mut()),
-            None => std::mem::take(&mut self.text).into_bytes(),
-        }
-    }
-}
-
-fn unwritable(error: arrow::error::ArrowError) -> QueryError {
-    QueryError::new(query::ErrorKind::Internal, format!("the answer cannot be written: {error}"))
 }

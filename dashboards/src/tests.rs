@@ -9,7 +9,7 @@ use model::tenant::TenantId;
 use tower::ServiceExt as _;
 
 use crate::auth::{Authenticator, Token};
-use crate::{Deps, Doors, Readiness, ReadyState};
+use crate::{Deps, Doors, Export, Readiness, ReadyState};
 
 struct Fixed(ReadyState);
 
@@ -24,6 +24,7 @@ fn doors(state: ReadyState, tokens: Vec<Token>) -> Doors {
         readiness: Arc::new(Fixed(state)),
         authenticator: Arc::new(Authenticator::new(tokens)),
         limits: query::Limits::default(),
+        export: Export::default(),
         reload: Arc::new(|| Err("godseye.yaml:3:5: unknown key".to_owned())),
     })
 }
@@ -48,6 +49,8 @@ async fn before_the_store_is_open_probes_answer_and_nothing_else() {
         ("GET", "/readyz", 503, "\"replayed_bytes\":5"),
         ("GET", "/metrics", 503, "replaying"),
         ("POST", "/api/v1/sql", 503, "replaying"),
+        ("GET", "/api/v1/tables", 503, "replaying"),
+        ("GET", "/api/v1/attributes?table=spans", 503, "replaying"),
         ("GET", "/api/v1/sql", 405, ""),
         ("GET", "/nowhere", 404, "not_found"),
         ("GET", "/", 200, "/api/v1/sql"),
@@ -79,6 +82,11 @@ async fn a_token_is_asked_for_before_anything_else() {
     ] {
         let (found, body) = ask(&doors, "POST", path, token).await;
         assert_eq!(found.as_u16(), status, "{path} {token:?}: {body}");
+    }
+    for path in ["/api/v1/tables", "/api/v1/attributes?table=spans"] {
+        for (token, status) in [(None, 401), (Some("writer"), 403), (Some("reader"), 503)] {
+            assert_eq!(ask(&doors, "GET", path, token).await.0.as_u16(), status, "{path} {token:?}");
+        }
     }
     assert_eq!(ask(&doors, "GET", "/readyz", None).await.0.as_u16(), 503);
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider};
+use datafusion::catalog::MemoryCatalogProvider;
 use datafusion::common::tree_node::{Transformed, TreeNode as _};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionStateDefaults;
@@ -46,6 +46,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::bounds;
+use crate::catalog::{self, Catalog};
 use crate::error::{ErrorKind, QueryError, is_storage};
 use crate::functions::{Functions, guarded};
 use crate::guard::{self, Checked, DENIED_FUNCTIONS};
@@ -175,15 +176,15 @@ impl Drop for Running {
 
 /// The query engine. Cheap to share in an `Arc`; dropping it stops its threads.
 pub struct Engine {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
     runtime: Option<tokio::runtime::Runtime>,
     permits: Arc<Semaphore>,
     waiting: AtomicUsize,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     config: EngineConfig,
-    source: Arc<dyn Source>,
+    pub(crate) source: Arc<dyn Source>,
     disk: Arc<LocalFileSystem>,
     // Footers outlive a query; everything else of a session does not.
     metadata_cache: Arc<RuntimeEnv>,
@@ -309,6 +310,28 @@ impl Engine {
             Err(_elapsed) => return Err(timed_out(limits)),
         };
         Ok(QueryOutput { schema, batches, stats, deadline, limits, task: Some(task), _abort: abort, ended: false })
+    }
+
+    /// Runs work that plans or looks things up where queries run, with a permit as a query has.
+    pub(crate) async fn on_query_thread<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, QueryError>> + Send + 'static,
+    ) -> Result<T, QueryError> {
+        let permit = self.admit().await?;
+        let runtime = self.runtime.as_ref().ok_or_else(stopping)?;
+        let mut task = runtime.spawn(async move {
+            let done = work.await;
+            drop(permit);
+            done
+        });
+        let _abort = AbortOnDrop(task.abort_handle());
+        match (&mut task).await {
+            Ok(done) => done,
+            Err(error) if error.is_panic() => {
+                Err(QueryError::new(ErrorKind::Internal, "the query hit a defect and was stopped"))
+            }
+            Err(_cancelled) => Err(stopping()),
+        }
     }
 
     async fn admit(&self) -> Result<OwnedSemaphorePermit, QueryError> {
@@ -746,13 +769,22 @@ impl Run {
             ),
             Arc::new(fields.iter().map(|field| Some(field.is_nullable())).collect::<BooleanArray>()),
         ];
-        let schema = Schema::new(vec![
-            Field::new("column_name", DataType::Utf8, false),
-            Field::new("data_type", DataType::Utf8, false),
-            Field::new("is_nullable", DataType::Boolean, false),
-        ]);
-        listing(schema, columns)
+        listing(columns_schema(), columns)
     }
+}
+
+/// The columns of DESCRIBE.
+pub(crate) fn columns_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("column_name", DataType::Utf8, false),
+        Field::new("data_type", DataType::Utf8, false),
+        Field::new("is_nullable", DataType::Boolean, false),
+    ]))
+}
+
+/// The columns of SHOW TABLES.
+pub(crate) fn tables_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![Field::new("table_name", DataType::Utf8, false)]))
 }
 
 /// Makes joins and unnests give way between batches. One batch of their input can become thousands
@@ -771,11 +803,10 @@ fn yielding(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>, Data
 
 fn show_tables() -> Result<Started, QueryError> {
     let names: ArrayRef = Arc::new(StringArray::from(TABLE_NAMES.to_vec()));
-    listing(Schema::new(vec![Field::new("table_name", DataType::Utf8, false)]), vec![names])
+    listing(tables_schema(), vec![names])
 }
 
-fn listing(schema: Schema, columns: Vec<ArrayRef>) -> Result<Started, QueryError> {
-    let schema = Arc::new(schema);
+fn listing(schema: SchemaRef, columns: Vec<ArrayRef>) -> Result<Started, QueryError> {
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(DataFusionError::from)?;
     Ok(Started { schema, held: vec![batch], rest: None, counters: Arc::new(ScanCounters::default()) })
 }
@@ -833,7 +864,7 @@ fn handed_out_bytes(batch: &RecordBatch) -> u64 {
 
 /// A result schema with `spans.attributes['x']` called `attributes['x']`, as it was typed, where
 /// that is not ambiguous. Inside a plan the table's name keeps two sides of a join apart.
-fn as_typed(schema: &SchemaRef) -> SchemaRef {
+pub(crate) fn as_typed(schema: &SchemaRef) -> SchemaRef {
     let short = |name: &str| -> Option<String> {
         let (table, rest) = name.split_once('.')?;
         let is_name = table.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
@@ -855,7 +886,7 @@ fn as_typed(schema: &SchemaRef) -> SchemaRef {
 
 impl Inner {
     /// A session that knows one tenant's tables and nothing else.
-    fn session(
+    pub(crate) fn session(
         &self,
         tenant: &TenantId,
         snapshot: Snapshot,
@@ -864,7 +895,7 @@ impl Inner {
         let mut config = SessionConfig::new()
             .with_information_schema(false)
             .with_create_default_catalog_and_schema(false)
-            .with_default_catalog_and_schema("godseye", "public")
+            .with_default_catalog_and_schema(catalog::DATABASE, catalog::SCHEMA)
             .with_target_partitions(self.config.threads)
             .with_parquet_bloom_filter_pruning(true)
             .with_parquet_page_index_pruning(true);
@@ -873,12 +904,17 @@ impl Inner {
         options.execution.parquet.reorder_filters = true;
         options.execution.parquet.schema_force_view_types = false;
         options.execution.enable_recursive_ctes = false;
+        options.execution.time_zone = Some("UTC".to_owned());
         options.sql_parser.map_string_types_to_utf8view = false;
         options.explain.show_sizes = false;
 
         let functions = Functions::new(&snapshot.kinds);
         let mut scalar_functions = self.scalar_functions.clone();
         scalar_functions.extend(functions.public());
+        let kinds = functions.clone();
+        let tables = Tables::new(tenant.clone(), snapshot, Arc::clone(&self.source), kinds, Arc::clone(counters));
+        let described = Catalog::new(Arc::new(tables));
+        scalar_functions.extend(described.functions());
         let mut planners: Vec<Arc<dyn datafusion::logical_expr::planner::ExprPlanner>> =
             vec![Arc::new(TelemetryPlanner(functions.clone()))];
         planners.extend(SessionStateDefaults::default_expr_planners());
@@ -888,9 +924,8 @@ impl Inner {
         rules.extend(Analyzer::new().rules);
         rules.push(rewrite);
 
-        let tables = Tables::new(tenant.clone(), snapshot, Arc::clone(&self.source), functions, Arc::clone(counters));
         let catalog = Arc::new(MemoryCatalogProvider::new());
-        catalog.register_schema("public", Arc::new(tables))?;
+        described.register(&catalog)?;
         let state = SessionStateBuilder::new()
             .with_config(config)
             .with_runtime_env(self.environment()?)
@@ -901,7 +936,7 @@ impl Inner {
             .with_analyzer_rules(rules)
             .with_physical_optimizer_rules(self.physical_rules.clone())
             .build();
-        state.catalog_list().register_catalog("godseye".to_owned(), catalog);
+        state.catalog_list().register_catalog(catalog::DATABASE.to_owned(), catalog);
         let mut state = SessionContext::new_with_state(state).state();
         state.mark_start_execution();
         Ok(state)

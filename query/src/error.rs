@@ -18,6 +18,8 @@ pub enum ErrorKind {
     Timeout,
     /// The query needs more memory than its limit.
     Memory,
+    /// The answer is larger than its limit, and what it is written to has no place to say so.
+    RowLimit,
     /// Too many queries are running and waiting.
     Busy,
     /// The server is stopping.
@@ -30,12 +32,13 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::BadQuery,
         Self::Refused,
         Self::TooLarge,
         Self::Timeout,
         Self::Memory,
+        Self::RowLimit,
         Self::Busy,
         Self::Unavailable,
         Self::Corrupt,
@@ -49,6 +52,7 @@ impl ErrorKind {
             Self::TooLarge => ("query_too_large", 413, false),
             Self::Timeout => ("timeout", 408, false),
             Self::Memory => ("out_of_memory", 507, false),
+            Self::RowLimit => ("row_limit", 422, false),
             Self::Busy => ("busy", 429, true),
             Self::Unavailable => ("unavailable", 503, true),
             Self::Corrupt => ("segment_corrupt", 500, true),
@@ -110,7 +114,48 @@ impl QueryError {
     pub const fn is_retryable(&self) -> bool {
         self.kind.is_retryable()
     }
+
+    /// The SQLSTATE for clients that speak PostgreSQL. What is wrong with a query the engine says in words only, so
+    /// its words decide; a wording that is not known is a plain 42000.
+    #[must_use]
+    pub fn sqlstate(&self) -> &'static str {
+        match self.kind {
+            ErrorKind::BadQuery => {
+                let says = |(wording, _): &&(&str, &str)| self.message.contains(wording);
+                WORDINGS.iter().find(says).map_or("42000", |(_, state)| state)
+            }
+            ErrorKind::Refused if self.message.contains("only reads") || self.message.contains("writes") => "25006",
+            ErrorKind::Refused => "0A000",
+            ErrorKind::TooLarge | ErrorKind::RowLimit => "54000",
+            ErrorKind::Timeout => "57014",
+            ErrorKind::Memory => "53200",
+            ErrorKind::Busy => "53000",
+            ErrorKind::Unavailable => "57P03",
+            ErrorKind::Corrupt => "XX001",
+            ErrorKind::Internal => "XX000",
+        }
+    }
 }
+
+/// What the messages of a bad query contain, and the SQLSTATE that says the same.
+const WORDINGS: [(&str, &str); 16] = [
+    ("syntax error", "42601"),
+    ("No field named", "42703"),
+    ("there is no table", "42P01"),
+    ("relation \"", "42P01"),
+    ("' not found", "42P01"),
+    ("Invalid function", "42883"),
+    ("No function matches", "42883"),
+    ("configuration parameter", "42704"),
+    ("type \"", "42704"),
+    ("Divide by zero", "22012"),
+    ("Overflow", "22003"),
+    ("overflow", "22003"),
+    ("is not an id", "22P02"),
+    ("Cast error", "22P02"),
+    ("Cannot cast", "22P02"),
+    ("Parser error", "22P02"),
+];
 
 /// An engine error that carries one of ours through DataFusion.
 pub(crate) fn external(error: QueryError) -> DataFusionError {
@@ -234,6 +279,22 @@ mod tests {
         for kind in ErrorKind::ALL {
             assert_eq!(ErrorKind::ALL.iter().filter(|other| other.code() == kind.code()).count(), 1);
             assert!((400..600).contains(&kind.http_status()), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn states_are_what_clients_of_postgres_match_on() {
+        for (kind, message, state) in [
+            (ErrorKind::BadQuery, "syntax error: Expected: FROM", "42601"),
+            (ErrorKind::BadQuery, "No field named nothing. Did you mean 'name'?", "42703"),
+            (ErrorKind::BadQuery, "table 'godseye.public.span' not found", "42P01"),
+            (ErrorKind::BadQuery, "Divide by zero error", "22012"),
+            (ErrorKind::BadQuery, "something new", "42000"),
+            (ErrorKind::Refused, "DROP TABLE is not allowed: this door only reads", "25006"),
+            (ErrorKind::Refused, "sql is nested more than 32 deep", "0A000"),
+            (ErrorKind::Timeout, "the query took longer", "57014"),
+        ] {
+            assert_eq!(QueryError::new(kind, message).sqlstate(), state, "{message}");
         }
     }
 

@@ -212,6 +212,12 @@ impl Functions {
     }
 }
 
+/// The SQL type of a key of a column that holds attributes.
+pub(crate) fn attribute_type(kinds: &Arc<dyn ObservedKinds>, container: &Field, key: &str) -> DataType {
+    let origin = container.metadata().get(ORIGIN).and_then(|origin| parse_origin(origin));
+    KindsHandle(Arc::clone(kinds)).sql_type(origin, *container.data_type() == context_type(), key)
+}
+
 /// Whether an expression reads an attribute.
 pub(crate) fn is_attribute_access(expr: &Expr) -> bool {
     match expr {

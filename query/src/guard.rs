@@ -105,12 +105,13 @@ pub fn check(sql: &str) -> Result<Checked, QueryError> {
             QueryError::new(ErrorKind::BadQuery, format!("syntax error: {}", plain_parser_message(&error.message)))
         })?;
     let count = statements.len();
-    let Some(statement) = statements.pop_front() else {
+    let Some(mut statement) = statements.pop_front() else {
         return Err(QueryError::new(ErrorKind::BadQuery, "the query is empty"));
     };
     if count > 1 {
         return Err(QueryError::refused(format!("expected one statement, found {count}")));
     }
+    crate::catalog::normalize(&mut statement)?;
     allow(statement, &statement_name)
 }
 

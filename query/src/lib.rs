@@ -2,8 +2,8 @@
 //!
 //! A query goes through [`guard`] (what may be asked at all), is planned over the logical
 //! [`tables`] of one [`source::Snapshot`], and runs on the [`engine`]'s own threads under its
-//! memory, time, row and concurrency limits. [`render`] turns the answer into JSON, NDJSON, CSV
-//! or Arrow.
+//! memory, time, row and concurrency limits. [`render`] turns the answer into JSON, NDJSON, CSV,
+//! Arrow or Parquet.
 //!
 //! Not here: HTTP (the dashboards crate), writing anything, and the storage itself: the engine
 //! sees it through the [`source::Source`] trait.
@@ -15,12 +15,16 @@
 //! - [`source`]: what the engine needs from storage; [`StoreSource`]: the store, as that
 //! - [`provider`]: a physical table as a scan with pruning; `layout`: the columns of its files
 //! - [`tables`]: the logical tables people type
+//! - [`catalog`]: what there is to ask, for programs: tables, columns, attribute keys, `information_schema`
+//! - [`script`]: statements and parameters in a text; what one asks for and answers is a [`Description`]
 //! - [`functions`], [`rewrite`]: typed attribute access and hex ids
 //! - [`render`]: answers as text and Arrow
 //! - [`error`]: every way a query can fail, and its HTTP status
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
 pub mod bounds;
+pub mod catalog;
+mod describe;
 pub mod engine;
 pub mod error;
 pub mod functions;
@@ -29,6 +33,7 @@ mod layout;
 pub mod provider;
 pub mod render;
 pub mod rewrite;
+pub mod script;
 pub mod source;
 mod stored;
 pub mod tables;
@@ -37,6 +42,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use describe::Description;
 pub use engine::{Engine, EngineConfig, Limits, QueryOutput, QueryStats};
 pub use error::{ErrorKind, QueryError};
 pub use source::{SegmentFile, Snapshot, Source};

@@ -1,7 +1,7 @@
-//! Answers as JSON, NDJSON, CSV and Arrow: ids as hex, attributes as objects, times as RFC 3339.
+//! Answers as JSON, NDJSON, CSV, Arrow and Parquet: ids as hex, attributes as objects, times as RFC 3339.
 //!
 //! One walk (`Cell`) decides how a value is shown; the formats differ only in how they quote and
-//! join. Not here: HTTP, and the JSON envelope around the rows.
+//! join. Not here: HTTP, the JSON envelope around the rows, and the files of Arrow and Parquet.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -306,11 +306,18 @@ fn write_double(value: f64, quote: bool, out: &mut String) {
 }
 
 /// Appends nanoseconds since the epoch as RFC 3339 with nanoseconds, in UTC.
-fn write_time(nanos: i64, out: &mut String) {
+pub fn write_time(nanos: i64, out: &mut String) {
     const DAY: i64 = 86_400 * 1_000_000_000;
     let (day, rest) = (nanos.div_euclid(DAY), nanos.rem_euclid(DAY));
-    // Days to a date of the proleptic Gregorian calendar: eras of 400 years that start in March,
-    // so that the leap day comes last. The range of i64 nanoseconds is the years 1677 to 2262.
+    write_date(day, out);
+    let (seconds, nanos) = (rest / 1_000_000_000, rest % 1_000_000_000);
+    let (hour, minute, second) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
+    write!(out, "T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z").expect("a String takes everything");
+}
+
+/// Appends days since the epoch as a date of the proleptic Gregorian calendar, year-month-day.
+pub fn write_date(day: i64, out: &mut String) {
+    // Eras of 400 years that start in March, so that the leap day comes last.
     let shifted = day + 719_468;
     let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
     let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
@@ -319,10 +326,7 @@ fn write_time(nanos: i64, out: &mut String) {
     let day_of_month = day_of_year - (153 * month_from_march + 2) / 5 + 1;
     let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (seconds, nanos) = (rest / 1_000_000_000, rest % 1_000_000_000);
-    let (hour, minute, second) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
-    write!(out, "{year:04}-{month:02}-{day_of_month:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z")
-        .expect("a String takes everything");
+    write!(out, "{year:04}-{month:02}-{day_of_month:02}").expect("a String takes everything");
 }
 
 fn cells(batch: &RecordBatch) -> Result<Vec<Cell<'_>>, ArrowError> {
@@ -454,11 +458,30 @@ fn is_plain(data_type: &DataType) -> bool {
 /// anything nested that holds structs are JSON text.
 #[must_use]
 pub fn arrow_schema(schema: &Schema) -> SchemaRef {
+    with_text_for(schema, |data_type| !is_plain(data_type))
+}
+
+/// The schema of an answer in Parquet: as in Arrow, but intervals, which Parquet cannot hold, are text.
+#[must_use]
+pub fn parquet_schema(schema: &Schema) -> SchemaRef {
+    fn has_interval(data_type: &DataType) -> bool {
+        match data_type {
+            DataType::Interval(_) | DataType::Duration(_) => true,
+            DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
+                has_interval(item.data_type())
+            }
+            _ => false,
+        }
+    }
+    with_text_for(schema, |data_type| !is_plain(data_type) || has_interval(data_type))
+}
+
+fn with_text_for(schema: &Schema, is_text: impl Fn(&DataType) -> bool) -> SchemaRef {
     let fields: Vec<Field> = schema
         .fields()
         .iter()
         .map(|field| {
-            let data_type = if is_plain(field.data_type()) { field.data_type().clone() } else { DataType::Utf8 };
+            let data_type = if is_text(field.data_type()) { DataType::Utf8 } else { field.data_type().clone() };
             // Metadata is the planner's business; a computed column may be null where a stored one is not.
             Field::new(field.name(), data_type, true)
         })
@@ -466,13 +489,13 @@ pub fn arrow_schema(schema: &Schema) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// A batch of an answer, of [`arrow_schema`].
+/// A batch of an answer, of [`arrow_schema`] or [`parquet_schema`].
 ///
 /// # Errors
 /// As [`rows_json`].
 pub fn arrow_batch(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
-    let columns = batch.columns().iter().map(|column| {
-        if is_plain(column.data_type()) {
+    let columns = batch.columns().iter().zip(schema.fields()).map(|(column, field)| {
+        if column.data_type() == field.data_type() {
             return Ok(Arc::clone(column));
         }
         let cell = Cell::new(column)?;
@@ -488,6 +511,33 @@ pub fn arrow_batch(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatc
     let columns = columns.collect::<Result<Vec<_>, ArrowError>>()?;
     let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
     RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)
+}
+
+/// A column of a batch that shows its values one by one, for formats that frame each of them.
+pub struct Values<'a>(Cell<'a>);
+
+impl<'a> Values<'a> {
+    /// The values of a column.
+    ///
+    /// # Errors
+    /// As [`rows_json`].
+    pub fn new(column: &'a ArrayRef) -> Result<Self, ArrowError> {
+        Cell::new(column).map(Self)
+    }
+
+    /// Text that is shown as it is, owned.
+    ///
+    /// # Errors
+    /// When the column is not text.
+    pub fn owned(column: ArrayRef) -> Result<Self, ArrowError> {
+        let column = cast(&column, &DataType::Utf8)?;
+        Ok(Self(Cell::OwnedText(column.as_string::<i32>().clone())))
+    }
+
+    /// Appends a value as CSV shows it, before quoting; `false`, and nothing appended, when it is null.
+    pub fn text(&self, row: usize, out: &mut String) -> bool {
+        self.0.text(row, out)
+    }
 }
 
 #[cfg(test)]

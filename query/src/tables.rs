@@ -9,8 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampNanosecondArray, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use async_trait::async_trait;
-use datafusion::catalog::{MemTable, SchemaProvider, TableProvider};
+use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::UnnestOptions;
 use datafusion::datasource::{ViewTable, provider_as_source};
 use datafusion::error::Result;
@@ -79,6 +78,21 @@ impl Tables {
             "ingest_ledger" => self.ledger()?,
             _ => return Ok(None),
         }))
+    }
+
+    /// The columns of a table; `None` when there is no such table. Reads nothing.
+    ///
+    /// # Errors
+    /// As [`Tables::provider`].
+    pub(crate) fn schema_of(&self, name: &str) -> Result<Option<SchemaRef>> {
+        if name == "ingest_ledger" {
+            return Ok(Some(ledger_schema()));
+        }
+        Ok(self.provider(name)?.map(|table| table.schema()))
+    }
+
+    pub(crate) const fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
     }
 
     fn physical(&self, table: Table) -> Arc<dyn TableProvider> {
@@ -297,19 +311,4 @@ fn ledger_batch(lines: &[LedgerLine]) -> Result<RecordBatch> {
         Arc::new(lines.iter().map(|line| Some(line.items - stored(line))).collect::<UInt64Array>()),
     ];
     Ok(RecordBatch::try_new(ledger_schema(), columns)?)
-}
-
-#[async_trait]
-impl SchemaProvider for Tables {
-    fn table_names(&self) -> Vec<String> {
-        TABLE_NAMES.map(str::to_owned).to_vec()
-    }
-
-    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
-        self.provider(name)
-    }
-
-    fn table_exist(&self, name: &str) -> bool {
-        TABLE_NAMES.contains(&name)
-    }
 }

@@ -5,8 +5,8 @@
 
 use super::units::{ByteSize, Interval};
 use super::{
-    Auth, Compaction, Config, Grpc, Http, Limits, Log, LogFormat, LogLevel, Memtable, Otlp, OtlpHttp, Protocols, Query,
-    Receivers, Retention, Shutdown, Storage, Wal,
+    Auth, Compaction, Config, Grpc, Http, Limits, Log, LogFormat, LogLevel, Memtable, Otlp, OtlpHttp, Pg, Protocols,
+    Query, Receivers, Retention, Shutdown, Storage, Wal,
 };
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -27,6 +27,9 @@ pub const OTLP_HTTP_PORT: u16 = 4318;
 
 /// The usual port of a web UI that is not run as root.
 pub const HTTP_PORT: u16 = 8080;
+
+/// PostgreSQL's port plus one, so that a PostgreSQL on the same machine keeps its own.
+pub const PG_PORT: u16 = 5433;
 
 /// The limit the OTLP specification recommends for one request after decompression.
 pub const MAX_REQUEST_BYTES: ByteSize = ByteSize(64 * MIB);
@@ -86,8 +89,14 @@ pub const QUERY_TIMEOUT: Interval = Interval::seconds(30);
 /// Holds a sort of a few million rows, and leaves ingest its half of the memory goal.
 pub const QUERY_MEMORY_BYTES: ByteSize = ByteSize(256 * MIB);
 
-/// More rows than anybody reads; a program that wants more asks in pages.
+/// More rows than anybody reads; a program that wants more says so, and gets them up to the next limit.
 pub const QUERY_ROWS_MAX: u64 = 100_000;
+
+/// A day's spans of a busy system. Rows that are sent are not held, so the limit is on time and disk of whoever asks.
+pub const QUERY_EXPORT_ROWS_MAX: u64 = 100_000_000;
+
+/// Ten million rows at the pace of a slow reader; past this a proxy in between has given up.
+pub const QUERY_EXPORT_TIMEOUT: Interval = Interval::seconds(600);
 
 /// Two per core of the smallest machine we aim at, so that ingest always finds one.
 pub const QUERY_CONCURRENCY: u64 = 4;
@@ -126,6 +135,7 @@ impl Default for Config {
                 },
             },
             http: Http { endpoint: local(HTTP_PORT) },
+            pg: Pg { endpoint: local(PG_PORT) },
             auth: Auth { allow_unauthenticated: false, tokens: Vec::new() },
             storage: Storage {
                 wal: Wal { segment_bytes: WAL_SEGMENT_BYTES, min_free_bytes: WAL_MIN_FREE_BYTES },
@@ -146,6 +156,8 @@ impl Default for Config {
                 timeout: QUERY_TIMEOUT,
                 memory_bytes: QUERY_MEMORY_BYTES,
                 rows_max: QUERY_ROWS_MAX,
+                export_rows_max: QUERY_EXPORT_ROWS_MAX,
+                export_timeout: QUERY_EXPORT_TIMEOUT,
                 concurrency: QUERY_CONCURRENCY,
             },
             log: Log { level: LOG_LEVEL, format: LOG_FORMAT },

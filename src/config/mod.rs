@@ -56,6 +56,8 @@ pub struct Config {
     pub receivers: Receivers,
     /// The API and web UI.
     pub http: Http,
+    /// SQL in PostgreSQL's protocol.
+    pub pg: Pg,
     /// Who may do what.
     pub auth: Auth,
     /// What happens to telemetry once it is in.
@@ -118,6 +120,13 @@ pub struct OtlpHttp {
 /// The API and web UI.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Http {
+    /// The address to listen on.
+    pub endpoint: SocketAddr,
+}
+
+/// SQL in PostgreSQL's protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pg {
     /// The address to listen on.
     pub endpoint: SocketAddr,
 }
@@ -240,6 +249,10 @@ pub struct Query {
     pub memory_bytes: ByteSize,
     /// Rows it may return.
     pub rows_max: u64,
+    /// Rows it may return when its client asks for more than that.
+    pub export_rows_max: u64,
+    /// How long it may run then.
+    pub export_timeout: Interval,
     /// How many may run at once.
     pub concurrency: u64,
 }
@@ -332,6 +345,8 @@ pub struct Overrides {
     pub otlp_http: Option<String>,
     /// `--http`.
     pub http: Option<String>,
+    /// `--pg`.
+    pub pg: Option<String>,
     /// `--log-level`.
     pub log_level: Option<String>,
     /// `--log-format`.
@@ -351,7 +366,7 @@ struct Setting {
 }
 
 /// Every key that the environment and a flag can set too.
-const SETTINGS: [Setting; 7] = [
+const SETTINGS: [Setting; 8] = [
     Setting { path: &["data_dir"], variable: "GODSEYE_DATA_DIR", flag: "--data-dir" },
     Setting {
         path: &["receivers", "otlp", "protocols", "grpc", "endpoint"],
@@ -364,6 +379,7 @@ const SETTINGS: [Setting; 7] = [
         flag: "--otlp-http",
     },
     Setting { path: &["http", "endpoint"], variable: "GODSEYE_HTTP", flag: "--http" },
+    Setting { path: &["pg", "endpoint"], variable: "GODSEYE_PG", flag: "--pg" },
     Setting { path: &["log", "level"], variable: "GODSEYE_LOG_LEVEL", flag: "--log-level" },
     Setting { path: &["log", "format"], variable: "GODSEYE_LOG_FORMAT", flag: "--log-format" },
     Setting {
@@ -381,6 +397,7 @@ impl Overrides {
             self.otlp_grpc.clone(),
             self.otlp_http.clone(),
             self.http.clone(),
+            self.pg.clone(),
             self.log_level.clone(),
             self.log_format.clone(),
             self.allow_unauthenticated.map(|allow| allow.to_string()),

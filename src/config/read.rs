@@ -552,6 +552,7 @@ pub(super) fn check_rules(config: &Config, reading: &mut Reading<'_>) {
         ("receivers.otlp.protocols.grpc.endpoint", protocols.grpc.endpoint),
         ("receivers.otlp.protocols.http.endpoint", protocols.http.endpoint),
         ("http.endpoint", config.http.endpoint),
+        ("pg.endpoint", config.pg.endpoint),
     ];
     let place = |path: &str| reading.places.get(path).cloned();
     let mut findings = Vec::new();

@@ -60,6 +60,7 @@ pub(super) fn visit(config: &mut Config, v: &mut dyn Visitor) {
         });
     });
     v.section("http", &mut |v| v.address("endpoint", &mut c.http.endpoint));
+    v.section("pg", &mut |v| v.address("endpoint", &mut c.pg.endpoint));
     v.section("auth", &mut |v| {
         v.flag("allow_unauthenticated", &mut c.auth.allow_unauthenticated);
         v.tokens("tokens", &mut c.auth.tokens);
@@ -98,6 +99,8 @@ pub(super) fn visit(config: &mut Config, v: &mut dyn Visitor) {
         v.interval("timeout", &mut c.query.timeout, 1..=3600);
         v.bytes("memory_bytes", &mut c.query.memory_bytes, 16 * MIB..=1024 * GIB);
         v.count("rows_max", &mut c.query.rows_max, 1..=100_000_000);
+        v.count("export_rows_max", &mut c.query.export_rows_max, 1..=1_000_000_000_000);
+        v.interval("export_timeout", &mut c.query.export_timeout, 1..=24 * 3600);
         v.count("concurrency", &mut c.query.concurrency, 1..=256);
     });
     v.section("log", &mut |v| {

@@ -106,8 +106,8 @@ impl Setup {
     /// Starts the server; it may end before it is ready.
     pub fn try_start(self) -> Result<Server, Box<(Ended, Self)>> {
         match Running::start(&self) {
-            Ok((running, [otlp_grpc, otlp_http, http])) => {
-                Ok(Server { setup: self, running, otlp_grpc, otlp_http, http })
+            Ok((running, [otlp_grpc, otlp_http, http, pg])) => {
+                Ok(Server { setup: self, running, otlp_grpc, otlp_http, http, pg })
             }
             Err(ended) => Err(Box::new((ended, self))),
         }
@@ -152,7 +152,8 @@ impl Setup {
 }
 
 /// Ports that the kernel picks.
-const PORTS: [&str; 6] = ["--otlp-grpc", "127.0.0.1:0", "--otlp-http", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+const PORTS: [&str; 8] =
+    ["--otlp-grpc", "127.0.0.1:0", "--otlp-http", "127.0.0.1:0", "--http", "127.0.0.1:0", "--pg", "127.0.0.1:0"];
 
 /// A process that ended by itself.
 #[derive(Debug)]
@@ -180,6 +181,8 @@ pub struct Server {
     pub otlp_http: SocketAddr,
     /// API, `/metrics` and health.
     pub http: SocketAddr,
+    /// PostgreSQL's protocol.
+    pub pg: SocketAddr,
 }
 
 impl Server {
@@ -260,7 +263,7 @@ impl Server {
     pub fn try_restart(&mut self) -> Result<(), Ended> {
         let (running, addresses) = Running::start(&self.setup)?;
         self.running = running;
-        [self.otlp_grpc, self.otlp_http, self.http] = addresses;
+        [self.otlp_grpc, self.otlp_http, self.http, self.pg] = addresses;
         Ok(())
     }
 
@@ -314,8 +317,8 @@ struct Running {
 }
 
 impl Running {
-    /// Starts the process and waits for the addresses it bound: OTLP/gRPC, OTLP/HTTP, HTTP.
-    fn start(setup: &Setup) -> Result<(Self, [SocketAddr; 3]), Ended> {
+    /// Starts the process and waits for the addresses it bound: OTLP/gRPC, OTLP/HTTP, HTTP, PostgreSQL.
+    fn start(setup: &Setup) -> Result<(Self, [SocketAddr; 4]), Ended> {
         let mut child = setup.command(&PORTS).spawn().expect("the binary under test can be started");
         let log = Log::of(child.stderr.take().expect("standard error is piped"));
         let stdout = child.stdout.take().expect("standard output is piped");
@@ -341,7 +344,7 @@ impl Running {
                 panic!("the server printed no ready line within {READY_WITHIN:?}")
             }
         };
-        let addresses = ["otlp_grpc", "otlp_http", "http"].map(|name| {
+        let addresses = ["otlp_grpc", "otlp_http", "http", "pg"].map(|name| {
             let text = event[name].as_str().unwrap_or_else(|| panic!("the ready line has no {name}: {event}"));
             text.parse().unwrap_or_else(|error| panic!("{name}: {error}: {event}"))
         });
