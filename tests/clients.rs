@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::{Server, Setup};
+use common::Server;
 use fixtures::load::{self, LoadConfig, Source};
 use fixtures::otlp::Signal;
 use serde_json::Value;
@@ -20,9 +20,6 @@ use tokio_util::sync::CancellationToken;
 
 /// How long an agent may take to listen, and to pass on what it has taken.
 const AGENT_WITHIN: Duration = Duration::from_secs(60);
-
-/// The SDK's telemetry has a fixed time, so that its rows can be compared; it is never too old to be kept.
-const KEEP: &str = "storage: { retention: { traces: 3650d, metrics: 3650d, logs: 3650d, profiles: 3650d } }";
 
 /// What one run of `sdk.py` exports: spans, logs, number points and histogram points.
 const SDK_ROWS: [(&str, u64); 4] = [("spans", 6), ("logs", 9), ("metric_points", 9), ("metric_histograms", 2)];
@@ -333,7 +330,7 @@ fn wait_for(server: &Server, sql: &str, at_least: u64) {
 
 #[test]
 fn what_the_python_sdk_exports_is_what_sql_finds() {
-    let server = Setup::new().config(KEEP).start();
+    let server = Server::start_keeping();
     let runs = [("grpc", "none"), ("grpc", "gzip"), ("http", "none"), ("http", "gzip")]
         .into_iter()
         .zip(1..)
@@ -354,7 +351,7 @@ fn what_the_python_sdk_exports_is_what_sql_finds() {
 fn check_forwarding(protocol: &'static str, compression: &'static str, number: u64) {
     const BATCHES: u64 = 30;
     const ROWS_PER_BATCH: u32 = 200;
-    let server = Setup::new().config(KEEP).start();
+    let server = Server::start_keeping();
     let agent =
         Agent::start(protocol, compression, if protocol == "grpc" { server.otlp_grpc } else { server.otlp_http });
 

@@ -688,6 +688,9 @@ fn log_files_that_are_missing_cut_empty_renamed_or_foreign_are_named_and_never_s
         let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
         file.set_len(new_len(file.metadata().unwrap().len())).unwrap();
     }
+    fn copy(from: &Path, to: &Path) {
+        std::fs::copy(from, to).unwrap();
+    }
     /// The folder, the files in it, and those of the other log.
     type Change = fn(&Path, &[PathBuf], &[PathBuf]);
     struct Case<'c> {
@@ -726,14 +729,14 @@ fn log_files_that_are_missing_cut_empty_renamed_or_foreign_are_named_and_never_s
         ),
         case(
             "a file of another log beside ours",
-            |dir, _, foreign| drop(std::fs::copy(&foreign[1], dir.join("00000000000000000500.wal")).unwrap()),
+            |dir, _, foreign| copy(&foreign[1], &dir.join("00000000000000000500.wal")),
             0,
             0,
             "foreign in 00000000000000000500.wal",
         ),
         case(
             "a file of another log in place of ours",
-            |_, files, foreign| drop(std::fs::copy(&foreign[1], &files[1]).unwrap()),
+            |_, files, foreign| copy(&foreign[1], &files[1]),
             3,
             3,
             "foreign in",

@@ -50,13 +50,17 @@ pub struct Token {
     pub query: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Known {
     digest: [u8; 32],
     tenant: TenantId,
     ingest: bool,
     query: bool,
 }
+
+/// The tokens of a time.
+#[derive(Debug)]
+pub struct Edition(Arc<[Known]>);
 
 /// Knows every token. Without any, everyone is the tenant `default`; that such a server listens on
 /// loopback only is checked where it is configured.
@@ -77,10 +81,23 @@ impl Authenticator {
         let tokens = known(tokens);
         let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let taken = !tokens.is_empty() || current.is_empty();
-        if taken {
+        // The same ones again are no change: sessions go on.
+        if taken && *current != tokens {
             *current = tokens;
         }
         taken
+    }
+
+    /// The tokens as they are now, for whoever is let in once and stays.
+    #[must_use]
+    pub fn edition(&self) -> Edition {
+        Edition(self.tokens())
+    }
+
+    /// Whether the tokens are still those of an edition.
+    #[must_use]
+    pub fn is_current(&self, edition: &Edition) -> bool {
+        Arc::ptr_eq(&self.tokens(), &edition.0)
     }
 
     /// The tenant of a request with this `Authorization` header.
@@ -185,7 +202,10 @@ mod tests {
         assert!(tokens.replace([token("old", "acme", true, true)]));
         assert_eq!((tenant("old"), tenant("x")), (Ok("acme".to_owned()), Err(AuthError::Unauthenticated)));
         assert!(tokens.replace([token("new", "acme", true, true)]));
-        assert!(!tokens.replace([]), "the last one stays");
+        let edition = tokens.edition();
+        assert!(tokens.replace([token("new", "acme", true, true)]) && tokens.is_current(&edition), "the same again");
+        assert!(!tokens.replace([]) && tokens.is_current(&edition), "the last one stays");
+        assert!(tokens.replace([token("new", "acme", false, true)]) && !tokens.is_current(&edition));
         assert_eq!((tenant("new"), tenant("old")), (Ok("acme".to_owned()), Err(AuthError::Unauthenticated)));
     }
 }
