@@ -11,6 +11,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 
 use crate::cli::{HTTP_DEFAULT, Output};
+use crate::config::Secret;
 use crate::terminal;
 
 /// `godseye query`.
@@ -23,7 +24,7 @@ pub struct QueryArgs {
     server: String,
     /// A token, when the server wants one
     #[arg(long, env = "GODSEYE_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-    token: Option<String>,
+    token: Option<Secret>,
     /// How to print the answer
     #[arg(long, short, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -81,7 +82,7 @@ pub fn run(args: &QueryArgs) -> Result<(), ClientError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Runtime)?;
     let body = runtime.block_on(ask(
         args.server.trim_start_matches("http://").trim_end_matches('/'),
-        args.token.as_deref(),
+        args.token.as_ref().map(Secret::expose),
         &sql,
         format,
     ))?;

@@ -10,6 +10,7 @@ use model::time::Clock;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::Output;
+use crate::config::Secret;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ProtocolArg {
@@ -53,6 +54,9 @@ pub struct LoadgenArgs {
     /// How bodies are compressed
     #[arg(long, value_enum, default_value_t = CompressionArg::None)]
     compression: CompressionArg,
+    /// A token, when the endpoint wants one
+    #[arg(long, env = "GODSEYE_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    token: Option<Secret>,
     /// What to send
     #[arg(long, value_enum, default_value_t = SourceArg::Shop)]
     source: SourceArg,
@@ -123,6 +127,7 @@ pub fn run(args: LoadgenArgs) -> Result<(), LoadgenError> {
             SourceArg::Mixed => Source::Mixed,
             SourceArg::Ugly => Source::Ugly,
         },
+        authorization: args.token.as_ref().map(|token| load::bearer(token.expose())).transpose()?,
         pace: if args.rate > 0.0 { Pace::ItemsPerSecond(args.rate) } else { Pace::Max },
         duration_ms: (args.seconds.max(0.0) * 1e3) as u64,
         total_items: args.items,

@@ -15,10 +15,11 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use dashboards::auth::Authenticator;
 use ingest::admission::ByteBudget;
 use ingest::pipeline::{Log, Pipeline, PipelineConfig};
 use ingest::receiver::{self, Authenticate, Receiver};
@@ -127,7 +128,7 @@ pub struct Addresses {
 
 /// Who may send: tokens from the configuration, or everyone when there are none.
 #[derive(Clone, Debug)]
-struct Credentials(Arc<dashboards::auth::Authenticator>);
+struct Credentials(Arc<Authenticator>);
 
 impl Authenticate for Credentials {
     fn tenant(&self, authorization: Option<&str>) -> Result<TenantId, receiver::AuthError> {
@@ -189,9 +190,15 @@ impl Server {
         // The API first: probes see the replay's progress.
         let draining = Arc::new(AtomicBool::new(false));
         let progress = Arc::new(ReplayProgress::default());
-        let authenticator = Arc::new(authenticator(config));
+        let opened_store = Arc::new(OnceLock::new());
+        let authenticator = Arc::new(Authenticator::new(tokens(config)));
+        reload.apply_to(Arc::clone(&authenticator));
         let doors = dashboards::Doors::new(dashboards::Deps {
-            readiness: Arc::new(Readiness { progress: Arc::clone(&progress), draining: Arc::clone(&draining) }),
+            readiness: Arc::new(Readiness {
+                progress: Arc::clone(&progress),
+                draining: Arc::clone(&draining),
+                store: Arc::clone(&opened_store),
+            }),
             authenticator: Arc::clone(&authenticator),
             limits: limits(config),
             export: export(config),
@@ -211,6 +218,7 @@ impl Server {
         let store = opened
             .map_err(|error| ServeError::Start { what: "the store", detail: error.to_string() })?
             .map_err(|source| ServeError::Store { path, source })?;
+        drop(opened_store.set(Arc::clone(&store)));
 
         let engine = query::Engine::new(engine_config(config), Arc::new(query::StoreSource::new(Arc::clone(&store))))
             .map_err(|error| ServeError::Start { what: "the query engine", detail: error.to_string() })?;
@@ -381,9 +389,15 @@ impl Maintenance {
 struct Readiness {
     progress: Arc<ReplayProgress>,
     draining: Arc<AtomicBool>,
+    /// Once it is open.
+    store: Arc<OnceLock<Arc<Store>>>,
 }
 
 impl dashboards::Readiness for Readiness {
+    fn degraded(&self) -> Vec<String> {
+        self.store.get().map_or_else(Vec::new, |store| store.problems())
+    }
+
     fn state(&self) -> dashboards::ReadyState {
         if self.draining.load(Ordering::Acquire) {
             dashboards::ReadyState::Draining
@@ -406,13 +420,13 @@ fn local(listener: &TcpListener) -> Result<SocketAddr, ServeError> {
     listener.local_addr().map_err(|error| ServeError::Start { what: "a listener", detail: error.to_string() })
 }
 
-fn authenticator(config: &Config) -> dashboards::auth::Authenticator {
-    dashboards::auth::Authenticator::new(config.auth.tokens.iter().map(|token| dashboards::auth::Token {
+fn tokens(config: &Config) -> impl Iterator<Item = dashboards::auth::Token> {
+    config.auth.tokens.iter().map(|token| dashboards::auth::Token {
         secret: token.secret.expose().to_owned(),
         tenant: token.tenant.clone(),
         ingest: token.scopes.contains(&Scope::Ingest),
         query: token.scopes.contains(&Scope::Query),
-    }))
+    })
 }
 
 fn store_config(config: &Config) -> StoreConfig {
@@ -471,12 +485,14 @@ fn limits(config: &Config) -> query::Limits {
 
 /// Reading the configuration again while the server runs.
 ///
-/// The log level changes at once. Everything else is bound to sockets, files or memory that are in
-/// use, so it is checked now and takes effect with the next start; the log says so.
+/// The log level and the tokens change at once: a leaked token must not need a restart. Everything
+/// else is bound to sockets, files or memory that are in use, so it is checked now and takes effect
+/// with the next start; the log says so.
 #[derive(Debug)]
 pub struct Reload {
     source: Option<ConfigSource>,
     level: LevelHandle,
+    authenticator: OnceLock<Arc<Authenticator>>,
     successful: Gauge,
     running: Mutex<Option<Config>>,
 }
@@ -487,13 +503,20 @@ impl Reload {
     pub fn new(source: ConfigSource, level: LevelHandle, running: Config) -> Self {
         let successful = Gauge::default();
         successful.set(1);
-        Self { source: Some(source), level, successful, running: Mutex::new(Some(running)) }
+        let (authenticator, running) = (OnceLock::new(), Mutex::new(Some(running)));
+        Self { source: Some(source), level, authenticator, successful, running }
     }
 
     /// For a server without a configuration file: reloading does nothing.
     #[must_use]
     pub fn disabled(level: LevelHandle) -> Self {
-        Self { source: None, level, successful: Gauge::default(), running: Mutex::new(None) }
+        let (authenticator, running) = (OnceLock::new(), Mutex::new(None));
+        Self { source: None, level, authenticator, successful: Gauge::default(), running }
+    }
+
+    /// Whose tokens a reload replaces: the server's, once it has started.
+    fn apply_to(&self, authenticator: Arc<Authenticator>) {
+        drop(self.authenticator.set(authenticator));
     }
 
     fn register(&self, registry: &mut Registry) {
@@ -514,20 +537,28 @@ impl Reload {
             Ok((loaded, _warnings)) => {
                 self.successful.set(1);
                 self.level.set(loaded.log.level);
-                let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-                if running.as_ref().is_some_and(|running| {
-                    let mut expected = running.clone();
-                    expected.log.level = loaded.log.level;
-                    expected != loaded
-                }) {
-                    tracing::warn!(
-                        "configuration reloaded; changes other than log.level take effect with the next start"
-                    );
-                } else {
-                    tracing::info!(level = loaded.log.level.name(), "configuration reloaded");
+                let authenticator = self.authenticator.get();
+                let replaced = authenticator.is_none_or(|authenticator| authenticator.replace(tokens(&loaded)));
+                if !replaced {
+                    tracing::warn!("the last token stays until the next start: without any, everyone could come in");
                 }
+                let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(running) = running.as_mut() {
                     running.log.level = loaded.log.level;
+                    if replaced {
+                        running.auth.tokens.clone_from(&loaded.auth.tokens);
+                    }
+                }
+                if running.as_ref().is_some_and(|running| *running != loaded) {
+                    tracing::warn!(
+                        "configuration reloaded; changes other than log.level and auth.tokens take effect with the next start"
+                    );
+                } else {
+                    tracing::info!(
+                        level = loaded.log.level.name(),
+                        tokens = loaded.auth.tokens.len(),
+                        "configuration reloaded"
+                    );
                 }
                 Ok(())
             }

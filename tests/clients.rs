@@ -330,7 +330,7 @@ fn wait_for(server: &Server, sql: &str, at_least: u64) {
 
 #[test]
 fn what_the_python_sdk_exports_is_what_sql_finds() {
-    let server = Server::start();
+    let server = Server::start_keeping();
     let runs = [("grpc", "none"), ("grpc", "gzip"), ("http", "none"), ("http", "gzip")]
         .into_iter()
         .zip(1..)
@@ -351,7 +351,7 @@ fn what_the_python_sdk_exports_is_what_sql_finds() {
 fn check_forwarding(protocol: &'static str, compression: &'static str, number: u64) {
     const BATCHES: u64 = 30;
     const ROWS_PER_BATCH: u32 = 200;
-    let server = Server::start();
+    let server = Server::start_keeping();
     let agent =
         Agent::start(protocol, compression, if protocol == "grpc" { server.otlp_grpc } else { server.otlp_http });
 

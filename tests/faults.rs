@@ -241,7 +241,7 @@ fn flushing_on_a_full_disk_fails_and_heals_by_itself() {
 fn writes_that_find_the_disk_full_are_retryable_refusals() {
     let mut server = Setup::new().config(NO_FLUSH).env("FAILPOINTS", "wal_append_enospc=3*off->2*return").start();
     let mut sent = Sent::nothing("enospc", 10);
-    let statuses: Vec<u16> = (0..8).map(|n| sent.post(&server, SIGNALS[n % 3]).status).collect();
+    let statuses: Vec<u16> = (0..8).map(|n| sent.post(&server, SIGNALS[n % 4]).status).collect();
     // Creating the log's first files writes too, so where the two refusals fall is the log's business.
     assert_eq!(statuses.iter().filter(|status| **status == 503).count(), 2, "{statuses:?}");
     assert!(statuses.iter().all(|status| matches!(status, 200 | 503)), "{statuses:?}");
@@ -252,6 +252,27 @@ fn writes_that_find_the_disk_full_are_retryable_refusals() {
     server.restart();
     sent.check(&server, "after a restart");
     check_ledger(&server, "after a restart");
+}
+
+/// A refusal is for certain: a client that does as it is told, and comes back, has every row stored once.
+#[cfg(feature = "failpoints")]
+#[test]
+fn requests_that_are_sent_again_after_a_refusal_are_stored_once() {
+    for (protocol, run) in [(Protocol::Grpc, "grpc"), (Protocol::HttpProtobuf, "http")] {
+        let mut server = Setup::new().config(NO_FLUSH).env("FAILPOINTS", "wal_append_enospc=30%return").start();
+        let sending = Sending { protocol, max_attempts: 50, requests: 24, ..Sending::new(run) };
+        let sent = sending.start(&server).finish();
+        assert_eq!((sent.outcomes.len(), sent.acked()), (24, 24), "{run}: {:?}", sent.outcomes);
+        let again = sent.outcomes.iter().filter(|outcome| outcome.attempts > 1).count();
+        assert!(again > 0, "{run}: some were refused at first");
+        sent.check(&server, run);
+        check_ledger(&server, run);
+        server.kill();
+        server.setup().set_env("FAILPOINTS", None);
+        server.restart();
+        sent.check(&server, run);
+        check_ledger(&server, run);
+    }
 }
 
 // The disk is broken
@@ -341,6 +362,93 @@ fn sighup_applies_a_good_configuration_and_keeps_the_old_one_when_it_is_bad() {
     assert_eq!(server.terminate().code(), Some(0));
 }
 
+/// Runs another command of the binary: whether it succeeded, its standard output and error.
+fn run(arguments: &[&str]) -> (bool, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_godseye")).args(arguments).output().unwrap();
+    (output.status.success(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn tokens_are_wanted_at_every_door_and_change_while_the_server_runs() {
+    let config = |tokens: &[(&str, &str)]| {
+        let token =
+            |(secret, scopes): &(&str, &str)| format!("{{ token: {secret}, tenant: shop, scopes: [{scopes}] }}");
+        let tokens: Vec<String> = tokens.iter().map(token).collect();
+        format!("log: {{ level: trace }}\nauth: {{ tokens: [{}] }}\n", tokens.join(", "))
+    };
+    let both = "ingest, query";
+    let mut server = Setup::new().config(&config(&[("first-S3cret", both), ("writer-S3cret", "ingest")])).start();
+    let ask = |server: &Server, method: &str, path: &str, token: &str| {
+        let mut request = Request::new(method, path).body(b"SELECT count(*) FROM logs");
+        if !token.is_empty() {
+            request = request.header("authorization", &format!("Bearer {token}"));
+        }
+        request.send(server.http).unwrap().status
+    };
+    for (method, path, token, status) in [
+        ("POST", "/api/v1/sql", "", 401),
+        ("POST", "/api/v1/sql", "writer-S3cret", 403),
+        ("POST", "/api/v1/sql", "first-S3cret", 200),
+        ("GET", "/metrics", "", 401),
+        ("GET", "/metrics", "writer-S3cret", 403),
+        ("GET", "/metrics", "first-S3cret", 200),
+        ("POST", "/-/reload", "", 401),
+        ("POST", "/-/reload", "first-S3cret", 200),
+        ("GET", "/healthz", "", 200),
+        ("GET", "/readyz", "", 200),
+    ] {
+        assert_eq!(ask(&server, method, path, token), status, "{method} {path} {token:?}");
+    }
+    // The clients that come with it.
+    let (grpc, http, api) =
+        (format!("http://{}", server.otlp_grpc), format!("http://{}", server.otlp_http), server.http.to_string());
+    let load = |protocol: &str, endpoint: &str, token: &str| {
+        let mut arguments = vec!["loadgen", "--endpoint", endpoint, "--protocol", protocol];
+        arguments.extend(["--source", "logs", "--items", "1000", "--distinct-batches", "2", "--output", "json"]);
+        if !token.is_empty() {
+            arguments.extend(["--token", token]);
+        }
+        run(&arguments)
+    };
+    for (protocol, endpoint, refused) in [("grpc", &grpc, "grpc 16"), ("http-protobuf", &http, "http 401")] {
+        let (succeeded, out, error) = load(protocol, endpoint, "writer-S3cret");
+        assert!(succeeded, "{protocol}: {out} {error}");
+        for token in ["", "another-S3cret"] {
+            let (succeeded, out, error) = load(protocol, endpoint, token);
+            assert!(!succeeded && error.contains(refused), "{protocol} {token:?}: {out} {error}");
+            assert!(!out.contains("S3cret") && !error.contains("S3cret"), "{protocol}: {out} {error}");
+        }
+    }
+    let count =
+        |token: &str| run(&["query", "--server", &api, "--token", token, "SELECT count(*) > 0 AS some FROM logs"]);
+    let (succeeded, out, error) = count("first-S3cret");
+    assert!(succeeded && out.contains("true"), "{out} {error}");
+    let (succeeded, _, error) = count("writer-S3cret");
+    assert!(!succeeded && error.contains("does not allow this"), "{error}");
+
+    // A token that has leaked is replaced, for connections that are open too.
+    let reload = |server: &Server, tokens: &[(&str, &str)]| {
+        std::fs::write(server.config_path(), config(tokens)).unwrap();
+        server.signal("HUP");
+    };
+    reload(&server, &[("second-S3cret", both)]);
+    until("the new token", SOON, || (ask(&server, "GET", "/metrics", "second-S3cret") == 200).then_some(()));
+    assert_eq!(ask(&server, "GET", "/metrics", "first-S3cret"), 401);
+    let (succeeded, _, error) = load("grpc", &grpc, "writer-S3cret");
+    assert!(!succeeded && error.contains("grpc 16"), "{error}");
+    let (succeeded, out, error) = load("grpc", &grpc, "second-S3cret");
+    assert!(succeeded, "{out} {error}");
+    // A configuration without any token is a valid one for this address, and does not open the server.
+    reload(&server, &[]);
+    until("a word about the last token", SOON, || {
+        server.log().iter().any(|line| line.contains("last token")).then_some(())
+    });
+    assert_eq!((ask(&server, "GET", "/metrics", ""), ask(&server, "GET", "/metrics", "second-S3cret")), (401, 200));
+    assert_eq!(server.terminate().code(), Some(0));
+    let log = server.log().join("\n");
+    assert!(!log.contains("S3cret"), "a token in the log: {log}");
+}
+
 #[test]
 fn what_cannot_start_says_why() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -350,6 +458,7 @@ fn what_cannot_start_says_why() {
     let any_port =
         ["--otlp-grpc", "127.0.0.1:0", "--otlp-http", "127.0.0.1:0", "--http", "127.0.0.1:0", "--pg", "127.0.0.1:0"];
     let with = |more: &[&'static str]| more.to_vec();
+    let ten_megabytes = "# nothing\n".repeat(1 << 20);
     struct Case<'a> {
         what: &'a str,
         config: &'a str,
@@ -382,6 +491,30 @@ fn what_cannot_start_says_why() {
             arguments: with(&any_port),
             code: 78,
             says: vec!["GODSEYE_TEST_NOT_SET", "godseye.yaml:1:"],
+        },
+        Case {
+            what: "a file of a secret that is not there, beside one that is written out",
+            config: "auth:\n  tokens:\n    - { token: '${file:/no/such/file}', tenant: a, scopes: [ingest] }\n    - { token: S3cretS3cret, tenat: b }\n",
+            data_dir: None,
+            arguments: with(&any_port),
+            code: 78,
+            says: vec!["/no/such/file", "godseye.yaml:3:", "tenat", "godseye.yaml:4:"],
+        },
+        Case {
+            what: "ten megabytes",
+            config: &ten_megabytes,
+            data_dir: None,
+            arguments: with(&any_port),
+            code: 78,
+            says: vec!["godseye.yaml", "too large", "1 MiB"],
+        },
+        Case {
+            what: "open to the network without a token",
+            config: "",
+            data_dir: None,
+            arguments: vec!["--otlp-grpc", "0.0.0.0:0", "--otlp-http", "127.0.0.1:0", "--http", "127.0.0.1:0"],
+            code: 78,
+            says: vec!["--otlp-grpc", "without any token", "auth.tokens"],
         },
         Case {
             what: "an unknown flag",
@@ -441,7 +574,8 @@ fn what_cannot_start_says_why() {
         let ended = setup.run_to_end(&case.arguments);
         let log = ended.log.join("\n");
         let missing: Vec<&str> = case.says.iter().copied().filter(|part| !log.contains(part)).collect();
-        if ended.status.code() != Some(case.code) || !missing.is_empty() {
+        let tells = log.contains("S3cret") || log.len() > 10_000;
+        if ended.status.code() != Some(case.code) || !missing.is_empty() || tells {
             wrong.push(format!("{}: expected code {}, missing {missing:?}, found {ended}", case.what, case.code));
         }
     }
@@ -493,7 +627,7 @@ fn a_flipped_bit_in_the_log_costs_what_is_counted_and_nothing_else() {
     let mut server = Setup::new().config(NO_FLUSH).start();
     let mut sent = Sent::nothing("bits", 2);
     for n in 0..BATCHES {
-        assert_eq!(sent.post(&server, SIGNALS[n % 3]).status, 200);
+        assert_eq!(sent.post(&server, SIGNALS[n % 4]).status, 200);
     }
     server.kill();
     let whole = files_with(&server.data_dir().join("wal"), "wal");
@@ -528,6 +662,127 @@ fn a_flipped_bit_in_the_log_costs_what_is_counted_and_nothing_else() {
         assert_eq!(Sent::nothing("after", 2).post(&damaged, Signal::Logs).status, 200, "it takes new telemetry");
     }
     assert!(losses >= 5, "most places are in records: {losses} losses");
+}
+
+#[test]
+fn log_files_that_are_missing_cut_empty_renamed_or_foreign_are_named_and_never_stop_a_start() {
+    const BATCHES: u64 = 12;
+    const RECORDS_IN_A_FILE: u64 = 3;
+    let fill = |run: &str| {
+        let mut server = Setup::new().config(NO_FLUSH).start();
+        let mut sent = Sent::nothing(run, 8);
+        for _ in 0..BATCHES {
+            let batch = bulky(&sent, 256 << 10);
+            assert_eq!(post(&server, &batch).unwrap().status, 200);
+            sent.note(&batch, Verdict::Acked { rejected: 0 });
+        }
+        server.kill();
+        let files = files_with(&server.data_dir().join("wal"), "wal");
+        assert_eq!(files.len() as u64, BATCHES / RECORDS_IN_A_FILE, "{files:?}");
+        (server, sent, files)
+    };
+    let (ours, sent, _) = fill("ours");
+    let (_other, others, foreign) = fill("others");
+
+    fn cut(file: &Path, new_len: fn(u64) -> u64) {
+        let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
+        file.set_len(new_len(file.metadata().unwrap().len())).unwrap();
+    }
+    fn copy(from: &Path, to: &Path) {
+        std::fs::copy(from, to).unwrap();
+    }
+    /// The folder, the files in it, and those of the other log.
+    type Change = fn(&Path, &[PathBuf], &[PathBuf]);
+    struct Case<'c> {
+        what: &'c str,
+        change: Change,
+        /// Batches that are not there afterwards, and how many of them are counted as lost.
+        gone: u64,
+        lost: u64,
+        /// What `/readyz` says.
+        says: &'c str,
+    }
+    let case = |what, change: Change, gone, lost, says| Case { what, change, gone, lost, says };
+    let missing = format!("{RECORDS_IN_A_FILE} records missing before a segment");
+    let cases = [
+        case("first missing", |_, files, _| std::fs::remove_file(&files[0]).unwrap(), 3, 3, missing.as_str()),
+        case("middle missing", |_, files, _| std::fs::remove_file(&files[1]).unwrap(), 3, 3, &missing),
+        case("middle empty", |_, files, _| cut(&files[1], |_| 0), 3, 3, "zero_length"),
+        case("middle cut in its second record", |_, files, _| cut(&files[1], |len| len / 2), 2, 2, "bytes in"),
+        case(
+            "both headers of the middle overwritten",
+            |_, files, _| {
+                let mut bytes = std::fs::read(&files[1]).unwrap();
+                bytes[..1024].fill(0xaa);
+                std::fs::write(&files[1], bytes).unwrap();
+            },
+            0,
+            0,
+            "header in",
+        ),
+        case(
+            "middle renamed",
+            |dir, files, _| std::fs::rename(&files[1], dir.join("copy of a log.bak")).unwrap(),
+            0,
+            0,
+            "renamed in copy of a log.bak",
+        ),
+        case(
+            "a file of another log beside ours",
+            |dir, _, foreign| copy(&foreign[1], &dir.join("00000000000000000500.wal")),
+            0,
+            0,
+            "foreign in 00000000000000000500.wal",
+        ),
+        case(
+            "a file of another log in place of ours",
+            |_, files, foreign| copy(&foreign[1], &files[1]),
+            3,
+            3,
+            "foreign in",
+        ),
+        case(
+            "a file that is no log at all",
+            |dir, _, _| std::fs::write(dir.join("notes.wal"), "shopping list").unwrap(),
+            0,
+            0,
+            "not_a_segment in notes.wal",
+        ),
+        case("no identity", |dir, _, _| std::fs::remove_file(dir.join("log.id")).unwrap(), 0, 0, "identity in log.id"),
+        // What a crash in the middle of a write leaves too: no acknowledgement had been sent for that one.
+        case("last cut in its last record", |_, files, _| cut(&files[3], |len| len - 1_000), 1, 0, ""),
+    ];
+    for Case { what, change, gone, lost, says } in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let data_dir = folder.path().join("data");
+        copy_folder(&ours.data_dir(), &data_dir);
+        let wal = data_dir.join("wal");
+        change(&wal, &files_with(&wal, "wal"), &foreign);
+
+        let mut server = Setup::new().config(NO_FLUSH).data_dir(&data_dir).start();
+        let ready = server.get("/readyz");
+        assert_eq!(ready.status, 200, "{what}: {}", text(&ready.body));
+        let body: serde_json::Value = serde_json::from_slice(&ready.body).unwrap();
+        assert_eq!(body["degraded"].is_null(), says.is_empty(), "{what}: {body}");
+        assert!(body["degraded"].to_string().contains(says), "{what}: {body}");
+        let named = says.is_empty() || server.log().iter().any(|line| line.contains(says));
+        assert!(named, "{what}: the log names the file: {:#?}", server.log());
+        let counted = |server: &Server| server.metric("godseye_wal_records_lost_total");
+        assert_eq!(counted(&server), Some(lost as f64), "{what}");
+        assert_eq!(server.metric("godseye_wal_torn_bytes_total") > Some(0.0), gone > lost, "{what}");
+        let mut after = Sent::nothing("after", 2);
+        for when in ["", "after another start"] {
+            let stored = sent.stored(&server, Signal::Logs).len() as u64;
+            assert_eq!(stored, BATCHES - gone, "{what} {when}");
+            assert_eq!(others.stored(&server, Signal::Logs).len(), 0, "{what} {when}: rows of another log");
+            assert_eq!(after.post(&server, Signal::Logs).status, 200, "{what} {when}: it takes new telemetry");
+            after.check(&server, &format!("{what} {when}"));
+            check_ledger(&server, &format!("{what} {when}"));
+            assert_eq!(server.terminate().code(), Some(0));
+            server.restart();
+        }
+        after.check(&server, what);
+    }
 }
 
 #[test]
@@ -587,12 +842,52 @@ storage:
     assert!(log.contains(name_of(&files[2])), "the log names the file: {log}");
     assert_eq!(rows(&server), SEGMENTS - 3);
     assert_eq!(server.metric("godseye_store_segments_quarantined"), Some(3.0));
+    let ready = text(&server.get("/readyz").body);
+    assert!(ready.contains("3 damaged segments are set aside"), "{ready}");
     let mut more = Sent::nothing("more", 5);
     assert_eq!(more.post(&server, Signal::Traces).status, 200);
     assert_eq!(server.terminate().code(), Some(0));
     server.restart();
     assert_eq!(rows(&server), SEGMENTS - 3, "the next start is the same");
     more.check(&server, "after the damage");
+}
+
+#[test]
+fn a_wrong_computation_over_segments_is_the_querys_fault_and_not_theirs() {
+    let mut server = Setup::new().config("storage: { memtable: { flush_interval: 1s } }").start();
+    let mut sent = Sent::nothing("sums", 5);
+    for signal in SIGNALS {
+        assert_eq!(sent.post(&server, signal).status, 200);
+    }
+    let wrong = |server: &Server, when: &str| {
+        for table in ["spans", "metric_points", "profiles"] {
+            for condition in [
+                "1 / (attributes['load.row'] - 2) > 0",
+                "attributes['load.row'] % (attributes['load.row'] - 2) = 0",
+                "CAST(attributes['load.row'] + 200 AS TINYINT) + 1 > 0",
+                "CAST(attributes['load.run'] AS BIGINT) = 1",
+            ] {
+                // In the filter, which the scan of a segment evaluates, and in the answer.
+                for sql in [
+                    format!("SELECT count(*) FROM {table} WHERE {condition}"),
+                    format!("SELECT {condition} FROM {table}"),
+                ] {
+                    let response = server.query(&sql, "json");
+                    let body: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
+                    let found = (response.status, body["error"]["code"].as_str());
+                    assert_eq!(found, (400, Some("bad_query")), "{when} {sql}: {body}");
+                }
+            }
+        }
+        assert_eq!(server.metric("godseye_store_segments_quarantined"), Some(0.0), "{when}: no segment is suspected");
+        sent.check(server, when);
+    };
+    wrong(&server, "from memory");
+    until("a flush", SOON, || (server.metric("godseye_store_memtable_rows") == Some(0.0)).then_some(()));
+    wrong(&server, "from segments");
+    server.kill();
+    server.restart();
+    wrong(&server, "after a restart");
 }
 
 // Hostile clients
@@ -628,6 +923,13 @@ fn text_from_telemetry_stays_text() {
         let answer = server.sql(sql);
         let found: Vec<&str> = answer["rows"].as_array().unwrap().iter().map(|row| row[0].as_str().unwrap()).collect();
         assert_eq!(found, bodies, "JSON gives back every character");
+        // A terminal shows no character that moves it or turns the line around.
+        let api = server.http.to_string();
+        let (succeeded, table, error) = run(&["query", "--server", &api, sql]);
+        assert!(succeeded, "{error}");
+        let plain = |c: char| c == '\n' || (!c.is_control() && !('\u{202a}'..='\u{202e}').contains(&c));
+        assert!(table.contains("red") && table.chars().all(plain), "{table:?}");
+        assert_eq!(table.lines().count(), bodies.len() + 5, "a line for each record: {table}");
         let csv = text(&server.query(sql, "csv").body);
         for body in bodies {
             let cell = body.replace('"', "\"\"");
@@ -818,6 +1120,54 @@ receivers: { otlp: { protocols: { grpc: { max_request_bytes: 16MiB }, http: { ma
     assert!(server.is_running());
 }
 
+/// `tag, length, bytes` of a length-delimited field.
+fn field(number: u32, bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, &mut out);
+    prost::encoding::encode_varint(bytes.len() as u64, &mut out);
+    [out, bytes.to_vec()].concat()
+}
+
+#[test]
+fn a_million_items_of_two_bytes_each_are_bounded_together() {
+    const ITEMS: u64 = 1 << 20;
+    const REQUESTS: usize = 6;
+    /// Three times the columns of one such request, and what may wait and be unflushed beside it.
+    const MEMORY_MAX: u64 = 1_536 << 20;
+    // Histogram points with nothing in them: two bytes on the wire, two hundred in columns.
+    let points = field(1, b"").repeat(ITEMS as usize + 3);
+    let delta = [0x10, 1];
+    let metric = [field(1, b"dense"), field(9, &[&points[..], &delta].concat())].concat();
+    let body: bytes::Bytes = field(1, &field(2, &field(2, &metric))).into();
+    assert!(body.len() < 3 << 20, "{} bytes", body.len());
+    let server = Setup::new().start();
+    let acked = std::thread::scope(|threads| {
+        let send = || {
+            let batch = Batch { signal: Signal::Metrics, id: 0, items: ITEMS, body: body.clone() };
+            let response = post(&server, &batch).unwrap();
+            if response.status == 503 {
+                assert!(response.header("retry-after").is_some(), "a full memory is a retryable refusal");
+                return 0;
+            }
+            assert_eq!(response.status, 200, "{}", text(&response.body));
+            let partial = ExportReply::decode(&response.body[..]).unwrap().partial_success.unwrap();
+            assert_eq!(partial.rejected, 3, "{}", partial.error_message);
+            assert!(partial.error_message.contains("too_many_items"), "{}", partial.error_message);
+            1
+        };
+        let sent: Vec<_> = (0..REQUESTS).map(|_| threads.spawn(send)).collect();
+        sent.into_iter().map(|thread| thread.join().unwrap()).sum::<u64>()
+    });
+    let peak = peak_memory(server.pid());
+    assert!(peak < MEMORY_MAX, "peak memory is {} MiB", peak >> 20);
+    assert!(acked > 0, "one fits in any case");
+    let counts = server.sql("SELECT sum(stored), sum(rejected) FROM ingest_ledger WHERE signal = 'metrics'");
+    assert_eq!(counts["rows"], serde_json::json!([[acked * ITEMS, acked * 3]]));
+    let mut sent = Sent::nothing("after-dense", 5);
+    until("room again", SOON, || (sent.post(&server, Signal::Traces).status == 200).then_some(()));
+    sent.check(&server, "after the dense requests");
+}
+
 #[test]
 fn idle_and_slow_connections_hold_nobody_up() {
     const IDLE: usize = 1_000;
@@ -865,7 +1215,7 @@ fn idle_and_slow_connections_hold_nobody_up() {
             Err(_) => None,
         }
     });
-    assert!(answered.is_empty() || answered.starts_with("HTTP/1.1 408"), "a body that is too slow: {answered}");
+    assert!(answered.is_empty() || answered.starts_with("HTTP/1.1 503"), "a body that is too slow: {answered}");
     assert!(is_ready(&server));
     sent.check(&server, "among idle connections");
     drop(idle);
@@ -884,7 +1234,8 @@ fn times_far_from_now_are_stored_or_rejected_by_rule() {
         attributes: vec![kv("row", row)],
         ..Span::default()
     };
-    // Start, end, and whether it is stored.
+    // Start, end, and whether it is stored. A clock that was set back within a span is the sender's: what it
+    // measured is kept, and shows as a negative duration.
     let cases = [
         (0, 0, true),
         (1, 2, true),
@@ -892,6 +1243,7 @@ fn times_far_from_now_are_stored_or_rejected_by_rule() {
         (LAST - 1, LAST, true),
         (LAST, LAST + 1, false),
         (u64::MAX - 1, u64::MAX, false),
+        (now_ns(), now_ns() - 5_000, true),
         (now_ns(), now_ns() + 1, true),
     ];
     let spans: Vec<Span> = cases.iter().zip(1..).map(|((start, end, _), row)| span(row, *start, *end)).collect();
@@ -911,14 +1263,19 @@ fn times_far_from_now_are_stored_or_rejected_by_rule() {
             .sql("SELECT attributes['row'], start_time, end_time, duration_ns FROM spans ORDER BY attributes['row']");
         answer["rows"].as_array().unwrap().iter().map(|row| common::oracle::number(&row[0])).collect()
     };
+    let backwards = |server: &Server| {
+        server.sql("SELECT start_time > end_time, duration_ns < 0 FROM spans WHERE attributes['row'] = 7")
+    };
     let expected: Vec<u64> = (1..).zip(&cases).filter(|(_, (_, _, stored))| *stored).map(|(row, _)| row).collect();
     assert_eq!(stored(&server), expected, "from memory");
     server.kill();
     server.restart();
     assert_eq!(stored(&server), expected, "from the log");
+    assert_eq!(backwards(&server)["rows"], serde_json::json!([[true, true]]));
     // Retention goes by event time, so what is from 1970 may go once it is in a segment; what is from the future
     // counts as just stored, and stays.
     until("a flush", SOON, || (server.metric("godseye_store_memtable_rows") == Some(0.0)).then_some(()));
     let kept = stored(&server);
-    assert!(kept.ends_with(&expected[expected.len() - 2..]), "from segments: {kept:?}");
+    assert!(kept.ends_with(&expected[expected.len() - 3..]), "from segments: {kept:?}");
+    assert_eq!(backwards(&server)["rows"], serde_json::json!([[true, true]]), "from segments");
 }

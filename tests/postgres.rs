@@ -16,7 +16,7 @@ use common::{Server, Setup};
 
 /// A server that has what `sdk.py` exports.
 fn filled() -> Server {
-    let server = Server::start();
+    let server = Server::start_keeping();
     let endpoint = server.otlp_http.to_string();
     let arguments =
         ["--endpoint", &endpoint, "--protocol", "http", "--compression", "none", "--service", "shop", "--run", "1"];
@@ -160,8 +160,41 @@ fn a_token_is_the_password_and_decides_the_tenant() {
     }
 }
 
+#[test]
+fn a_session_ends_when_its_token_is_taken_away() {
+    let config = |token: &str| format!("auth: {{ tokens: [{{ token: {token}, tenant: shop, scopes: [query] }}] }}\n");
+    let server = Setup::new().config(&config("first-0123456789")).start();
+    let mut socket = connected_with(server.pg, Some("first-0123456789"));
+    let mut ask = || {
+        socket.write_all(&query("SELECT 1")).unwrap();
+        let mut answer = [0; 4096];
+        let length = socket.read(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer[..length]).into_owned()
+    };
+    // The same configuration again is no reason.
+    let reload = |token: &str| {
+        std::fs::write(server.config_path(), config(token)).unwrap();
+        let reloaded = || server.log().iter().filter(|line| line.contains("configuration reloaded")).count();
+        let before = reloaded();
+        server.signal("HUP");
+        common::until("a reload", Duration::from_secs(30), || (reloaded() > before).then_some(()));
+    };
+    assert!(ask().contains("SELECT 1"));
+    reload("first-0123456789");
+    assert!(ask().contains("SELECT 1"));
+    reload("second-0123456789");
+    let answer = ask();
+    assert!(answer.contains("57P01") && answer.contains("the tokens have changed"), "{answer}");
+    drop(connected_with(server.pg, Some("second-0123456789")));
+}
+
 /// A connection that has said who it is: everything up to ReadyForQuery is read.
 fn connected(address: SocketAddr) -> TcpStream {
+    connected_with(address, None)
+}
+
+/// The same, with a password.
+fn connected_with(address: SocketAddr, password: Option<&str>) -> TcpStream {
     let mut socket = TcpStream::connect(address).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let mut startup = vec![0, 0, 0, 0, 0, 3, 0, 0];
@@ -169,6 +202,16 @@ fn connected(address: SocketAddr) -> TcpStream {
     let length = u32::try_from(startup.len()).unwrap();
     startup[..4].copy_from_slice(&length.to_be_bytes());
     socket.write_all(&startup).unwrap();
+    if let Some(password) = password {
+        let mut asked = [0; 9];
+        socket.read_exact(&mut asked).unwrap();
+        assert_eq!(asked, *b"R\0\0\0\x08\0\0\0\x03", "a password is asked for");
+        let mut frame = vec![b'p'];
+        frame.extend_from_slice(&u32::try_from(password.len() + 5).unwrap().to_be_bytes());
+        frame.extend_from_slice(password.as_bytes());
+        frame.push(0);
+        socket.write_all(&frame).unwrap();
+    }
     let mut seen = Vec::new();
     while !seen.ends_with(b"Z\0\0\0\x05I") {
         let mut byte = [0];

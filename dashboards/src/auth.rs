@@ -4,6 +4,8 @@
 //! prefix nor a token's place in the list shows in the time it takes. Not here: users, sessions
 //! and roles.
 
+use std::sync::{Arc, PoisonError, RwLock};
+
 use model::tenant::TenantId;
 use sha2::{Digest as _, Sha256};
 
@@ -48,7 +50,7 @@ pub struct Token {
     pub query: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Known {
     digest: [u8; 32],
     tenant: TenantId,
@@ -56,22 +58,46 @@ struct Known {
     query: bool,
 }
 
+/// The tokens of a time.
+#[derive(Debug)]
+pub struct Edition(Arc<[Known]>);
+
 /// Knows every token. Without any, everyone is the tenant `default`; that such a server listens on
 /// loopback only is checked where it is configured.
 #[derive(Debug, Default)]
-pub struct Authenticator(Vec<Known>);
+pub struct Authenticator(RwLock<Arc<[Known]>>);
 
 impl Authenticator {
     /// From the configured tokens.
     #[must_use]
     pub fn new(tokens: impl IntoIterator<Item = Token>) -> Self {
-        let known = |token: Token| Known {
-            digest: Sha256::digest(token.secret.as_bytes()).into(),
-            tenant: token.tenant,
-            ingest: token.ingest,
-            query: token.query,
-        };
-        Self(tokens.into_iter().map(known).collect())
+        Self(RwLock::new(known(tokens)))
+    }
+
+    /// Takes other tokens from the next request on, also of connections that are open. The last
+    /// token is never taken away: that would open a server to everyone on addresses that were
+    /// bound with tokens in mind. Returns whether they were taken.
+    pub fn replace(&self, tokens: impl IntoIterator<Item = Token>) -> bool {
+        let tokens = known(tokens);
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let taken = !tokens.is_empty() || current.is_empty();
+        // The same ones again are no change: sessions go on.
+        if taken && *current != tokens {
+            *current = tokens;
+        }
+        taken
+    }
+
+    /// The tokens as they are now, for whoever is let in once and stays.
+    #[must_use]
+    pub fn edition(&self) -> Edition {
+        Edition(self.tokens())
+    }
+
+    /// Whether the tokens are still those of an edition.
+    #[must_use]
+    pub fn is_current(&self, edition: &Edition) -> bool {
+        Arc::ptr_eq(&self.tokens(), &edition.0)
     }
 
     /// The tenant of a request with this `Authorization` header.
@@ -82,10 +108,14 @@ impl Authenticator {
         self.authorize_token(authorization.and_then(bearer), scope)
     }
 
+    fn tokens(&self) -> Arc<[Known]> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Whether no token is wanted.
     #[must_use]
-    pub const fn is_open(&self) -> bool {
-        self.0.is_empty()
+    pub fn is_open(&self) -> bool {
+        self.tokens().is_empty()
     }
 
     /// The tenant of a token, where a door has a place of its own for it.
@@ -93,13 +123,14 @@ impl Authenticator {
     /// # Errors
     /// [`AuthError`].
     pub fn authorize_token(&self, token: Option<&str>, scope: Scope) -> Result<TenantId, AuthError> {
-        if self.is_open() {
+        let tokens = self.tokens();
+        if tokens.is_empty() {
             return Ok(TenantId::default_tenant());
         }
         let token = token.ok_or(AuthError::Unauthenticated)?;
         let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         let mut found = None;
-        for known in &self.0 {
+        for known in tokens.iter() {
             let difference = known.digest.iter().zip(digest).fold(0, |all, (a, b)| all | (a ^ b));
             if difference == 0 {
                 found = Some(known);
@@ -114,6 +145,16 @@ impl Authenticator {
     }
 }
 
+fn known(tokens: impl IntoIterator<Item = Token>) -> Arc<[Known]> {
+    let known = |token: Token| Known {
+        digest: Sha256::digest(token.secret.as_bytes()).into(),
+        tenant: token.tenant,
+        ingest: token.ingest,
+        query: token.query,
+    };
+    tokens.into_iter().map(known).collect()
+}
+
 /// The token of a bearer credential (RFC 6750); the scheme's case does not matter.
 fn bearer(authorization: &str) -> Option<&str> {
     let (scheme, token) = authorization.split_once(' ')?;
@@ -125,14 +166,12 @@ fn bearer(authorization: &str) -> Option<&str> {
 mod tests {
     use super::*;
 
+    fn token(secret: &str, tenant: &str, ingest: bool, query: bool) -> Token {
+        Token { secret: secret.to_owned(), tenant: TenantId::new(tenant).unwrap(), ingest, query }
+    }
+
     #[test]
     fn a_token_decides_tenant_and_scope() {
-        let token = |secret: &str, tenant: &str, ingest, query| Token {
-            secret: secret.to_owned(),
-            tenant: TenantId::new(tenant).unwrap(),
-            ingest,
-            query,
-        };
         let known = Authenticator::new([token("a1", "acme", true, false), token("b2", "beta", true, true)]);
         for (authorization, scope, expected) in [
             (Some("Bearer a1"), Scope::Ingest, Ok("acme")),
@@ -149,5 +188,24 @@ mod tests {
         }
         let open = Authenticator::default();
         assert_eq!(open.authorize(None, Scope::Query), Ok(TenantId::default_tenant()));
+    }
+
+    #[test]
+    fn tokens_can_be_replaced_but_never_taken_away() {
+        let tokens = Authenticator::default();
+        let tenant = |secret: &str| {
+            let credential = format!("Bearer {secret}");
+            tokens.authorize(Some(&credential), Scope::Query).map(|tenant| tenant.to_string())
+        };
+        assert_eq!(tenant("x"), Ok("default".to_owned()), "everyone, as long as there is none");
+        assert!(tokens.replace([]));
+        assert!(tokens.replace([token("old", "acme", true, true)]));
+        assert_eq!((tenant("old"), tenant("x")), (Ok("acme".to_owned()), Err(AuthError::Unauthenticated)));
+        assert!(tokens.replace([token("new", "acme", true, true)]));
+        let edition = tokens.edition();
+        assert!(tokens.replace([token("new", "acme", true, true)]) && tokens.is_current(&edition), "the same again");
+        assert!(!tokens.replace([]) && tokens.is_current(&edition), "the last one stays");
+        assert!(tokens.replace([token("new", "acme", false, true)]) && !tokens.is_current(&edition));
+        assert_eq!((tenant("new"), tenant("old")), (Ok("acme".to_owned()), Err(AuthError::Unauthenticated)));
     }
 }

@@ -12,6 +12,7 @@
 //! - `discover`: `GET /api/v1/tables` and `/api/v1/attributes`: what there is to ask
 //! - `formats`, `encoding`, `negotiate`: how an answer is written, compressed, and which way a client wants it
 //! - [`pg`]: the PostgreSQL door
+//! - `listen`: HTTP connections, and what bounds them
 //! - `probes`: `/healthz`, `/readyz`, `/metrics`, `/-/reload`, `/`
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
@@ -19,6 +20,7 @@ pub mod auth;
 mod discover;
 mod encoding;
 mod formats;
+mod listen;
 mod negotiate;
 pub mod pg;
 mod probes;
@@ -26,7 +28,6 @@ mod sql;
 #[cfg(test)]
 mod tests;
 
-use std::future::IntoFuture as _;
 use std::sync::{Arc, OnceLock};
 
 use axum::Router;
@@ -36,9 +37,9 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
+
+pub use listen::serve;
 
 /// A statement's text, bytes: the guard takes 64 KiB; a little more lets it say so itself.
 const STATEMENT_BYTES_MAX: usize = 128 << 10;
@@ -66,6 +67,11 @@ pub enum ReadyState {
 pub trait Readiness: Send + Sync {
     /// The state now.
     fn state(&self) -> ReadyState;
+
+    /// What is wrong though it works: telemetry that is lost or set aside, a sentence each.
+    fn degraded(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// Reads the configuration again; the text says why it could not.
@@ -75,7 +81,7 @@ pub type ReloadFn = dyn Fn() -> Result<(), String> + Send + Sync;
 pub struct Deps {
     /// For `/readyz`.
     pub readiness: Arc<dyn Readiness>,
-    /// For `/api` and `/-/reload`.
+    /// For `/api`, `/metrics` and `/-/reload`.
     pub authenticator: Arc<auth::Authenticator>,
     /// Limits of one query.
     pub limits: query::Limits,
@@ -170,14 +176,6 @@ impl Doors {
             }
             Box::new(response)
         })
-    }
-}
-
-/// Serves the routes until `stop`, then finishes what is being answered.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
-    let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).into_future().await;
-    if let Err(error) = served {
-        tracing::error!(%error, "the HTTP listener failed");
     }
 }
 

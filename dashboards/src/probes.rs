@@ -1,6 +1,8 @@
 //! What operators and their machines ask: is it alive, is it ready, how is it doing.
 //!
-//! These need no token: they tell sizes and counts, never telemetry. Reloading needs one.
+//! The health probes need no token: orchestrators have none, and they tell a state and nothing else.
+//! Metrics and reloading need one where there are any: metrics tell how much of what everyone sends,
+//! and scrapers can carry a credential.
 
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
@@ -19,7 +21,13 @@ pub(crate) async fn readyz(State(doors): State<Doors>) -> Response {
     let (status, body) = match doors.0.deps.readiness.state() {
         // The log is read a moment before the doors open.
         ReadyState::Ready if doors.0.opened.get().is_some() => {
-            (StatusCode::OK, serde_json::json!({ "status": "ready" }))
+            let mut body = serde_json::json!({ "status": "ready" });
+            // It works, so it is ready; but somebody should look.
+            let degraded = doors.0.deps.readiness.degraded();
+            if !degraded.is_empty() {
+                body["degraded"] = degraded.into();
+            }
+            (StatusCode::OK, body)
         }
         ReadyState::Ready => (StatusCode::SERVICE_UNAVAILABLE, serde_json::json!({ "status": "starting" })),
         ReadyState::Draining => (StatusCode::SERVICE_UNAVAILABLE, serde_json::json!({ "status": "draining" })),
@@ -36,7 +44,10 @@ pub(crate) async fn readyz(State(doors): State<Doors>) -> Response {
 }
 
 /// `GET /metrics`: Prometheus and OpenMetrics text.
-pub(crate) async fn metrics(State(doors): State<Doors>) -> Response {
+pub(crate) async fn metrics(State(doors): State<Doors>, headers: HeaderMap) -> Response {
+    if let Err(response) = doors.tenant(&headers, Scope::Query) {
+        return *response;
+    }
     let opened = match doors.opened() {
         Ok(opened) => opened,
         Err(response) => return *response,

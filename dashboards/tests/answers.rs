@@ -409,6 +409,16 @@ async fn errors_have_a_status_a_code_and_a_message() {
 }
 
 #[tokio::test]
+async fn a_query_that_takes_too_long_is_not_sent_again_by_itself() {
+    let doors = doors(query::Limits { timeout: Duration::ZERO, ..limits() });
+    let (status, headers, body) = post(&doors, "", "*/*", SQL).await;
+    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    // Clients repeat a 408 unasked; they do so neither with 504 nor without Retry-After.
+    assert_eq!((status, body["error"]["code"].as_str()), (504, Some("timeout")), "{body}");
+    assert!(!headers.contains_key("retry-after"), "{headers:?}");
+}
+
+#[tokio::test]
 async fn metrics_count_queries_by_outcome() {
     let doors = doors(limits());
     post(&doors, "", "*/*", SQL).await;

@@ -11,18 +11,20 @@
 //!
 //! Every request gets exactly one outcome, and success only after `fdatasync` (I1). Request
 //! bytes in flight are bounded before this point, by [`crate::admission`]; the queues bound their
-//! number (I6). What a request takes once decoded is bounded by limits on its items, not by a budget.
+//! number (I6). What requests take once decoded is bounded by limits on the items of one
+//! ([`model::limits`]), on the rows of a group, and on the memory of all groups together.
 //!
 //! Not here: sockets, wire formats, and what the store does with a group.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use arrow::array::RecordBatch;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use model::ledger::LedgerDelta;
 use model::signal::{Signal, Table};
@@ -65,6 +67,12 @@ pub struct PipelineConfig {
     /// A group is cut at this many bytes of requests: larger ones no longer compress or sync
     /// better, and hold memory longer.
     pub group_bytes_max: usize,
+    /// A group is cut at this many rows too, plus those of one request: an empty item takes two
+    /// bytes on the wire and some hundreds in columns.
+    pub group_rows_max: usize,
+    /// Memory of decoded groups, from decoding until they are in the memtable, bytes. Above it no
+    /// thread begins another group, so each may pass it by the one it is at.
+    pub decoded_bytes_max: usize,
     /// Groups that may wait for the log thread. Two: one being synced, one ready, so that the disk
     /// never waits for decoding.
     pub log_queue_groups_max: usize,
@@ -81,6 +89,8 @@ impl Default for PipelineConfig {
             decode_threads: (cores / 2).clamp(1, 16),
             decode_queue_requests_max: 4096,
             group_bytes_max: 8 << 20,
+            group_rows_max: 1 << 17,
+            decoded_bytes_max: 256 << 20,
             log_queue_groups_max: 2,
             series_max: 1_000_000,
             encode: true,
@@ -113,6 +123,7 @@ struct Job {
 struct Group {
     entries: Vec<Entry>,
     replies: Vec<Reply>,
+    memory: Held,
 }
 
 /// Whom to tell, and what happens to be true once the group is durable.
@@ -122,6 +133,48 @@ struct Reply {
     delta: LedgerDelta,
     /// The series of a metrics request.
     series: Option<RequestSeries>,
+}
+
+/// The memory of all groups that are decoded and not yet in the memtable.
+#[derive(Clone, Debug, Default)]
+struct DecodedMemory {
+    held: Arc<(Mutex<usize>, Condvar)>,
+    gauge: Gauge,
+}
+
+impl DecodedMemory {
+    /// Waits until less than `max` bytes are held. The log thread gives back what it has done, and,
+    /// when it ends, everything.
+    fn wait_below(&self, max: usize) {
+        let (held, freed) = &*self.held;
+        let guard = held.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(freed.wait_while(guard, |held| *held >= max).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn hold(&self, bytes: usize) -> Held {
+        self.change(|held| held.saturating_add(bytes));
+        Held { bytes, memory: self.clone() }
+    }
+
+    fn change(&self, change: impl FnOnce(usize) -> usize) {
+        let (held, freed) = &*self.held;
+        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        *held = change(*held);
+        self.gauge.set(i64::try_from(*held).unwrap_or(i64::MAX));
+        freed.notify_all();
+    }
+}
+
+/// One group's share of [`DecodedMemory`], given back when dropped.
+struct Held {
+    bytes: usize,
+    memory: DecodedMemory,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.memory.change(|held| held.saturating_sub(self.bytes));
+    }
 }
 
 impl Group {
@@ -149,6 +202,7 @@ struct Metrics {
     queue_depth: Family<QueueLabel, Gauge>,
     groups: Counter,
     panics: Counter,
+    decoded: DecodedMemory,
 }
 
 impl Metrics {
@@ -165,6 +219,11 @@ impl Metrics {
         );
         registry.register("godseye_ingest_queue_depth", "Entries waiting in a queue", self.queue_depth.clone());
         registry.register("godseye_ingest_groups", "Groups of requests handed to the log", self.groups.clone());
+        registry.register(
+            "godseye_ingest_decoded_bytes",
+            "Memory of decoded groups that are not in the memtable yet",
+            self.decoded.gauge.clone(),
+        );
         registry.register(
             "godseye_ingest_decode_panics",
             "Requests whose decoding panicked: a defect, please report it",
@@ -251,6 +310,8 @@ impl Pipeline {
                 jobs: job_queue.clone(),
                 groups: groups.clone(),
                 group_bytes_max: config.group_bytes_max,
+                group_rows_max: config.group_rows_max,
+                decoded_bytes_max: config.decoded_bytes_max,
                 encode: config.encode,
                 clock: clock.clone(),
                 series: series.clone(),
@@ -291,6 +352,8 @@ struct DecodeThread {
     jobs: Receiver<Job>,
     groups: Sender<Group>,
     group_bytes_max: usize,
+    group_rows_max: usize,
+    decoded_bytes_max: usize,
     encode: bool,
     clock: Clock,
     series: SeriesLimiter,
@@ -303,10 +366,22 @@ struct Gathered {
     deltas: BTreeMap<Signal, LedgerDelta>,
 }
 
+impl Gathered {
+    fn rows(&self) -> usize {
+        Table::ALL.into_iter().map(|table| self.decoder.rows(table)).sum()
+    }
+}
+
+/// Memory of an entry, bytes.
+fn memory_of(entry: &Entry) -> usize {
+    entry.encoded.len() + entry.batch.as_ref().map_or(0, RecordBatch::get_array_memory_size)
+}
+
 impl DecodeThread {
     fn run(self) {
         let mut spare: Vec<Decoder> = Vec::new();
         while let Ok(first) = self.jobs.recv() {
+            self.metrics.decoded.wait_below(self.decoded_bytes_max);
             let now = self.clock.now();
             let mut tenants: BTreeMap<TenantId, Gathered> = BTreeMap::new();
             let mut replies: Vec<Reply> = Vec::new();
@@ -315,7 +390,9 @@ impl DecodeThread {
             while let Some(job) = next {
                 bytes += job.request.body.len();
                 self.decode(job, now, &mut tenants, &mut spare, &mut replies);
-                next = if bytes < self.group_bytes_max { self.jobs.try_recv().ok() } else { None };
+                let rows: usize = tenants.values().map(Gathered::rows).sum();
+                let cut = bytes >= self.group_bytes_max || rows >= self.group_rows_max;
+                next = if cut { None } else { self.jobs.try_recv().ok() };
             }
             self.metrics.depth("decode", self.jobs.len());
             if replies.is_empty() {
@@ -326,7 +403,8 @@ impl DecodeThread {
             match encoded.and_then(|entries| entries.map_err(|error| error.to_string())) {
                 Ok(entries) => {
                     self.metrics.depth("log", self.groups.len());
-                    if self.groups.send(Group { entries, replies }).is_err() {
+                    let memory = self.metrics.decoded.hold(entries.iter().map(memory_of).sum());
+                    if self.groups.send(Group { entries, replies, memory }).is_err() {
                         // The log thread is gone: it failed for good. Dropped replies say so.
                         return;
                     }
@@ -421,17 +499,20 @@ fn run_log(log: &dyn Log, groups: &Receiver<Group>, metrics: &Metrics, on_fatal:
     while let Ok(mut group) = groups.recv() {
         // Whatever is ready shares the sync, as far as it fits one record of the log.
         let mut bytes = group.bytes();
+        let mut memory = vec![group.memory];
         while bytes < SHARED_SYNC_BYTES_MAX
             && let Ok(more) = groups.try_recv()
         {
             bytes += more.bytes();
             group.entries.extend(more.entries);
             group.replies.extend(more.replies);
+            memory.push(more.memory);
         }
         metrics.depth("log", groups.len());
         metrics.groups.inc();
-        let Group { entries, replies } = group;
+        let Group { entries, replies, .. } = group;
         let outcome = if entries.is_empty() { Ok(()) } else { log.append_group(entries) };
+        drop(memory);
         match outcome {
             Ok(()) => {
                 for Reply { to, signal, delta, series } in replies {
@@ -448,7 +529,7 @@ fn run_log(log: &dyn Log, groups: &Receiver<Group>, metrics: &Metrics, on_fatal:
                 on_fatal(error);
                 return;
             }
-            Err(error) if !error.is_retryable() => {
+            Err(error) if error.is_for_good() => {
                 tracing::error!(%error, requests = replies.len(), "the log cannot hold a group");
                 refuse_for_good(replies, "the log cannot hold the request");
             }
@@ -481,3 +562,7 @@ fn refuse_for_good(mut replies: Vec<Reply>, detail: &'static str) {
 fn answer(reply: oneshot::Sender<Result<Accepted, ExportError>>, outcome: Result<Accepted, ExportError>) {
     drop(reply.send(outcome));
 }
+
+#[cfg(test)]
+#[path = "pipeline_tests.rs"]
+mod tests;

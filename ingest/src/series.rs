@@ -83,9 +83,14 @@ impl Active {
             known.1 = now.0;
             return Admitted::Known;
         }
-        if self.series.len() >= series_max && now.0 - self.swept_at >= SWEEP_INTERVAL_NS {
+        // A clock that was set back must not put the search off, nor keep what it has seen later.
+        let since_sweep = now.0 - self.swept_at;
+        if self.series.len() >= series_max && !(0..SWEEP_INTERVAL_NS).contains(&since_sweep) {
             self.swept_at = now.0;
-            self.series.retain(|(_, seen)| now.0 - *seen < IDLE_NS);
+            self.series.retain(|(_, seen)| {
+                *seen = (*seen).min(now.0);
+                now.0 - *seen < IDLE_NS
+            });
         }
         if self.series.len() >= series_max {
             return Admitted::No;
@@ -179,6 +184,7 @@ mod tests {
 
     #[test]
     fn known_series_flow_and_silent_ones_make_room() {
+        const DAY_NS: i64 = 24 * IDLE_NS;
         let (a, b) = (TenantId::new("a").unwrap(), TenantId::new("b").unwrap());
         let limiter = SeriesLimiter::new(2);
         for (tenant, id, now, admitted) in [
@@ -192,6 +198,12 @@ mod tests {
             (&a, 3, IDLE_NS, true),
             (&a, 1, IDLE_NS, true),
             (&a, 2, IDLE_NS, false),
+            // The clock is set back by a day: what was seen last counts from then, and an hour later
+            // the silent one makes room.
+            (&a, 2, IDLE_NS - DAY_NS, false),
+            (&a, 1, 2 * IDLE_NS - DAY_NS, true),
+            (&a, 2, 2 * IDLE_NS - DAY_NS, true),
+            (&a, 3, 2 * IDLE_NS - DAY_NS, false),
         ] {
             let mut request = limiter.request(tenant, Timestamp(now));
             assert_eq!(request.admit(id), admitted, "{tenant} {id} at {now}");

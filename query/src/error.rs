@@ -50,7 +50,9 @@ impl ErrorKind {
             Self::BadQuery => ("bad_query", 400, false),
             Self::Refused => ("not_allowed", 400, false),
             Self::TooLarge => ("query_too_large", 413, false),
-            Self::Timeout => ("timeout", 408, false),
+            // Not 408: that says the client was slow, and clients and proxies send such a request again by
+            // themselves, which is the last thing a server needs that a query has just kept busy.
+            Self::Timeout => ("timeout", 504, false),
             Self::Memory => ("out_of_memory", 507, false),
             Self::RowLimit => ("row_limit", 422, false),
             Self::Busy => ("busy", 429, true),

@@ -18,7 +18,7 @@ use super::Server;
 use super::http::{Request, Response};
 
 /// The signals a counted source can send.
-pub const SIGNALS: [Signal; 3] = [Signal::Traces, Signal::Logs, Signal::Metrics];
+pub const SIGNALS: [Signal; 4] = Signal::ALL;
 
 /// How long one answer may take. A server that is killed breaks the connection, so this ends only a hang.
 const ANSWER_WITHIN_MS: u64 = 60_000;
@@ -38,6 +38,10 @@ pub struct Sending {
     pub connections: usize,
     /// How fast.
     pub pace: Pace,
+    /// Attempts for one request. With more than one, a request may be stored twice if an answer is lost.
+    pub max_attempts: u32,
+    /// Requests after which it ends by itself; 0 for never.
+    pub requests: u64,
 }
 
 impl Sending {
@@ -50,6 +54,8 @@ impl Sending {
             rows: 20,
             connections: 2,
             pace: Pace::Max,
+            max_attempts: 1,
+            requests: 0,
         }
     }
 
@@ -66,7 +72,8 @@ impl Sending {
             source: Source::Counted { run: self.run.clone(), rows_per_batch: self.rows, first_batch: 0 },
             start_ns: now_ns(),
             timeout_ms: ANSWER_WITHIN_MS,
-            max_attempts: 1,
+            max_attempts: self.max_attempts,
+            total_items: self.requests * u64::from(self.rows),
             ..LoadConfig::default()
         };
         let outcomes: Arc<Mutex<Vec<Outcome>>> = Arc::default();
@@ -122,6 +129,11 @@ impl Load {
     /// Stops sending, waits for what is in flight, and says what became of every request.
     pub fn stop(self) -> Sent {
         self.cancel.cancel();
+        self.finish()
+    }
+
+    /// Waits for the end of a load that has one, and says what became of every request.
+    pub fn finish(self) -> Sent {
         self.thread.join().expect("the load does not panic");
         let outcomes = std::mem::take(&mut *self.outcomes.lock().unwrap_or_else(PoisonError::into_inner));
         Sent { run: self.run, rows: u64::from(self.rows), outcomes }
@@ -194,7 +206,8 @@ impl Sent {
 
     fn found(&self, server: &Server, signal: Signal) -> (BTreeSet<u64>, Vec<String>) {
         let answer = server.sql(&format!(
-            "SELECT attributes['load.batch'] AS batch, count(*) AS n, count(DISTINCT attributes['load.row']) AS d \
+            "SELECT attributes['load.batch'] AS batch, count(*) AS n, count(DISTINCT attributes['load.row']) AS d, \
+             min(attributes['load.row']) AS first, max(attributes['load.row']) AS last \
              FROM {} WHERE attributes['load.run'] = '{}' GROUP BY attributes['load.batch']",
             table(signal),
             self.run
@@ -202,10 +215,10 @@ impl Sent {
         let mut whole = BTreeSet::new();
         let mut wrong = Vec::new();
         for row in answer["rows"].as_array().expect("rows are a list") {
-            let (batch, rows, distinct) = (number(&row[0]), number(&row[1]), number(&row[2]));
-            if (rows, distinct) != (self.rows, self.rows) {
+            let [batch, rows, distinct, first, last] = [0, 1, 2, 3, 4].map(|cell: usize| number(&row[cell]));
+            if (rows, distinct, first, last) != (self.rows, self.rows, 0, self.rows - 1) {
                 wrong.push(format!(
-                    "{signal:?} batch {batch}: {rows} rows, {distinct} of them different, instead of {}",
+                    "{signal:?} batch {batch}: {rows} rows, {distinct} of them different, {first} to {last}, instead of {}",
                     self.rows
                 ));
             } else if !whole.insert(batch) {
@@ -271,9 +284,13 @@ pub fn check_ledger(server: &Server, when: &str) {
         assert_eq!(received, stored + rejected, "{when}: {signal}: received = stored + rejected");
         stored_by_signal.insert(signal, stored);
     }
-    for (signal, tables) in
-        [("traces", &["spans"][..]), ("logs", &["logs"]), ("metrics", &["metric_points", "metric_histograms"])]
-    {
+    // A profile counts once and has a row for each sample: those of a counted source have one.
+    for (signal, tables) in [
+        ("traces", &["spans"][..]),
+        ("logs", &["logs"]),
+        ("metrics", &["metric_points", "metric_histograms"]),
+        ("profiles", &["profiles"]),
+    ] {
         let rows: u64 = tables.iter().map(|table| server.number(&format!("SELECT count(*) FROM {table}"))).sum();
         let stored = stored_by_signal.get(signal).copied().unwrap_or(0);
         assert_eq!(stored, rows, "{when}: the ledger's count of stored {signal}, and the rows");
@@ -294,7 +311,7 @@ pub fn table(signal: Signal) -> &'static str {
         Signal::Traces => "spans",
         Signal::Logs => "logs",
         Signal::Metrics => "metric_points",
-        Signal::Profiles => panic!("a counted source sends no profiles"),
+        Signal::Profiles => "profiles",
     }
 }
 

@@ -236,6 +236,16 @@ impl Export {
         }
     }
 
+    /// The positive buckets of the first metric, an exponential histogram.
+    fn buckets(&mut self) -> &mut Buckets {
+        match &mut self.metrics()[0].data {
+            Some(Data::ExponentialHistogram(histogram)) => {
+                histogram.data_points[0].positive.as_mut().expect("it has positive buckets")
+            }
+            other => panic!("no exponential histogram in {other:?}"),
+        }
+    }
+
     fn profiles(&mut self) -> &mut Vec<Profile> {
         match self {
             Self::Profiles(request) => &mut request.resource_profiles[0].scope_profiles[0].profiles,
@@ -350,60 +360,105 @@ fn field(number: u32, bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// An `AnyValue` with `depth` arrays around a string, as bytes. Written from the inside out and back to front, so
-/// that neither the stack nor the time grows with more than the depth.
-fn deep_protobuf(depth: usize) -> Vec<u8> {
-    let mut reversed: Vec<u8> = field(1, b"leaf").into_iter().rev().collect();
-    let mut wrap = |number: u8| {
-        let mut head = vec![number << 3 | 2];
-        prost::encoding::encode_varint(reversed.len() as u64, &mut head);
-        reversed.extend(head.into_iter().rev());
-    };
-    for _ in 0..depth {
-        wrap(1);
-        wrap(5);
+/// What values are nested in.
+#[derive(Clone, Copy, PartialEq)]
+enum Nest {
+    Arrays,
+    Lists,
+}
+
+/// Where in a request a nested value stands.
+#[derive(Clone, Copy, PartialEq)]
+enum Spot {
+    Item,
+    Resource,
+    Body,
+    Event,
+}
+
+impl Nest {
+    /// An `AnyValue` with `depth` arrays or lists around a string, as bytes. Written from the inside out and back to
+    /// front, so that neither the stack nor the time grows with more than the depth.
+    fn protobuf(self, depth: usize) -> Vec<u8> {
+        let mut reversed: Vec<u8> = field(1, b"leaf").into_iter().rev().collect();
+        // The fields from a value to the one around it.
+        let path: &[u8] = if self == Self::Arrays { &[1, 5] } else { &[2, 1, 6] };
+        for _ in 0..depth {
+            for number in path {
+                let mut head = vec![number << 3 | 2];
+                prost::encoding::encode_varint(reversed.len() as u64, &mut head);
+                reversed.extend(head.into_iter().rev());
+            }
+        }
+        reversed.reverse();
+        reversed
     }
-    reversed.reverse();
-    reversed
+
+    /// The same as JSON text.
+    fn json(self, depth: usize) -> String {
+        let (before, after) = match self {
+            Self::Arrays => (r#"{"arrayValue":{"values":["#, "]}}"),
+            Self::Lists => (r#"{"kvlistValue":{"values":[{"key":"k","value":"#, "}]}}"),
+        };
+        before.repeat(depth) + r#"{"stringValue":"leaf"}"# + &after.repeat(depth)
+    }
 }
 
-/// The same as JSON text.
-fn deep_json(depth: usize) -> String {
-    r#"{"arrayValue":{"values":["#.repeat(depth) + r#"{"stringValue":"leaf"}"# + &"]}}".repeat(depth)
-}
-
-/// A good request whose first item has one attribute more: `depth` arrays around a string.
-fn deep(signal: Signal, encoding: Encoding, service: &str, depth: usize) -> Vec<u8> {
+/// A good request that holds one value more: `depth` arrays or lists around a string.
+fn deep(signal: Signal, encoding: Encoding, service: &str, (spot, nest, depth): (Spot, Nest, usize)) -> Vec<u8> {
     let mut good = Export::good(signal, service, 1);
     if encoding == Encoding::Json {
-        good.attributes().push(attribute("deep", text(PLACEHOLDER)));
-        let text = good.json().to_string();
-        return text.replace(&format!(r#"{{"stringValue":"{PLACEHOLDER}"}}"#), &deep_json(depth)).into_bytes();
+        let mut tree = good.json();
+        let value = json!({"stringValue": PLACEHOLDER});
+        let pair = json!({"key": "deep", "value": value});
+        let pairs = |node: &mut Value| node["attributes"].as_array_mut().unwrap().push(pair.clone());
+        match spot {
+            Spot::Item => pairs(item(&mut tree, signal)),
+            Spot::Resource => {
+                let envelopes = tree.as_object_mut().unwrap().values_mut().find(|node| node.is_array()).unwrap();
+                pairs(&mut envelopes[0]["resource"]);
+            }
+            Spot::Body => item(&mut tree, signal)["body"] = value,
+            Spot::Event => item(&mut tree, signal)["events"] = json!([{"name": "e", "attributes": [pair]}]),
+        }
+        let text = tree.to_string();
+        return text.replace(&format!(r#"{{"stringValue":"{PLACEHOLDER}"}}"#), &nest.json(depth)).into_bytes();
     }
-    // Protobuf messages are concatenations of their fields, so each level is its struct's bytes and one field more.
-    let pair = [field(1, b"deep"), field(2, &deep_protobuf(depth))].concat();
+    // Protobuf messages are concatenations of their fields, and a message that occurs twice merges, so each level is
+    // its struct's bytes and one field more.
+    let value = nest.protobuf(depth);
+    let pair = [field(1, b"deep"), field(2, &value)].concat();
+    let in_resource = if spot == Spot::Resource { field(1, &field(1, &pair)) } else { Vec::new() };
+    let in_item = match (spot, signal) {
+        (Spot::Resource, _) => Vec::new(),
+        (Spot::Body, _) => field(5, &value),
+        (Spot::Event, _) => field(11, &field(3, &pair)),
+        (Spot::Item, Signal::Traces) => field(9, &pair),
+        (Spot::Item, Signal::Logs) => field(6, &pair),
+        (Spot::Item, _) => field(7, &pair),
+    };
     let (resource, item) = match &mut good {
         Export::Traces(request) => {
             let mut spans = request.resource_spans.remove(0);
             let span = spans.scope_spans.remove(0).spans.remove(0).encode_to_vec();
-            (spans.encode_to_vec(), field(2, &[span, field(9, &pair)].concat()))
+            (spans.encode_to_vec(), field(2, &[span, in_item].concat()))
         }
         Export::Logs(request) => {
             let mut logs = request.resource_logs.remove(0);
             let record = logs.scope_logs.remove(0).log_records.remove(0).encode_to_vec();
-            (logs.encode_to_vec(), field(2, &[record, field(6, &pair)].concat()))
+            (logs.encode_to_vec(), field(2, &[record, in_item].concat()))
         }
         Export::Metrics(request) => {
             let mut metrics = request.resource_metrics.remove(0);
             let metric = metrics.scope_metrics.remove(0).metrics.remove(0);
             let Some(Data::Gauge(gauge)) = &metric.data else { panic!("a good metric is a gauge") };
-            let point = [gauge.data_points[0].encode_to_vec(), field(7, &pair)].concat();
+            let point = [gauge.data_points[0].encode_to_vec(), in_item].concat();
             let head = Metric { data: None, ..metric.clone() }.encode_to_vec();
             (metrics.encode_to_vec(), field(2, &[head, field(5, &field(1, &point))].concat()))
         }
         Export::Profiles(_) => panic!("the attributes of a profile are in its dictionary"),
     };
-    field(1, &[resource, field(2, &item)].concat())
+    field(1, &[resource, field(2, &item), in_resource].concat())
 }
 
 /// The uncompressed message of a case; `None` when no body of this name exists for the signal and encoding.
@@ -445,6 +500,11 @@ pub fn build(name: &str, signal: Signal, encoding: Encoding, service: &str) -> O
         ("mixed_20_1", _) => {
             good = Export::good(signal, service, 21);
             good.set_time(7, u64::MAX);
+        }
+
+        ("mixed_999_1", _) => {
+            good = Export::good(signal, service, 1_000);
+            good.set_time(998, u64::MAX);
         }
 
         // Identifiers.
@@ -556,6 +616,16 @@ pub fn build(name: &str, signal: Signal, encoding: Encoding, service: &str) -> O
             ]);
             return Some(tree.to_string().into_bytes());
         }
+        ("duplicate_members", _) if json_only => {
+            // The one that comes last counts, as a field does that occurs twice in protobuf.
+            let text = good.json().to_string();
+            let name = match signal {
+                Signal::Traces | Signal::Metrics => r#""name":"#,
+                Signal::Logs => r#""severityText":"#,
+                Signal::Profiles => r#""originalPayloadFormat":"#,
+            };
+            return Some(text.replacen(name, &format!(r#"{name}"before",{name}"#), 1).into_bytes());
+        }
         ("top_level_array", _) if json_only => return Some(b"[]".to_vec()),
         ("top_level_null", _) if json_only => return Some(b"null".to_vec()),
         ("trailing_garbage", _) if json_only => {
@@ -601,11 +671,26 @@ pub fn build(name: &str, signal: Signal, encoding: Encoding, service: &str) -> O
         ("over_limit", _) => {
             *good.string() = "x".repeat(OVER_LIMIT_BYTES);
         }
-        ("depth_32", _) => return Some(deep(signal, encoding, service, 32)),
-        ("depth_33", _) => return Some(deep(signal, encoding, service, 33)),
-        ("depth_100", _) => return Some(deep(signal, encoding, service, 100)),
-        ("depth_5000", _) => return Some(deep(signal, encoding, service, 5_000)),
-        ("depth_100000", _) => return Some(deep(signal, encoding, service, 100_000)),
+        // `depth_33`, `list_depth_33`, `resource_depth_33` and so on.
+        (name, Signal::Traces | Signal::Logs | Signal::Metrics) if name.contains("depth_") => {
+            let (place, depth) = name.split_once("depth_")?;
+            let (spot, nest) = match (place, signal) {
+                ("", _) => (Spot::Item, Nest::Arrays),
+                ("list_", _) => (Spot::Item, Nest::Lists),
+                ("resource_", _) => (Spot::Resource, Nest::Arrays),
+                ("body_", Signal::Logs) => (Spot::Body, Nest::Arrays),
+                ("event_", Signal::Traces) => (Spot::Event, Nest::Arrays),
+                _ => return None,
+            };
+            return Some(deep(signal, encoding, service, (spot, nest, depth.parse().ok()?)));
+        }
+        ("unknown_group_deep", _) if !json_only => {
+            // Field 999 as group within group: read by a loop or not at all.
+            let mut body = good.protobuf();
+            body.extend([0xbb, 0x3e].repeat(100_000));
+            body.extend([0xbc, 0x3e].repeat(100_000));
+            return Some(body);
+        }
 
         // Times.
         ("time_max", _) => good.set_time(0, u64::MAX),
@@ -672,6 +757,35 @@ pub fn build(name: &str, signal: Signal, encoding: Encoding, service: &str) -> O
         ("count_mismatch", Signal::Metrics) => good.metrics()[0] = histogram(|point| point.count = 7),
         ("exponential_histogram", Signal::Metrics) => good.metrics()[0] = exponential(3),
         ("scale_out_of_range", Signal::Metrics) => good.metrics()[0] = exponential(1_000_000_000),
+        ("scale_far_negative", Signal::Metrics) => good.metrics()[0] = exponential(-1_000_000_000),
+        ("offset_overflow", Signal::Metrics) => {
+            good.metrics()[0] = exponential(3);
+            good.buckets().offset = i32::MAX;
+        }
+        ("exponential_count_mismatch", Signal::Metrics) => {
+            good.metrics()[0] = exponential(3);
+            good.buckets().bucket_counts.push(1);
+        }
+        ("exponential_count_overflow", Signal::Metrics) => {
+            good.metrics()[0] = exponential(3);
+            good.buckets().bucket_counts = vec![u64::MAX, 3];
+        }
+        ("bounds_nan", Signal::Metrics) => {
+            good.metrics()[0] = histogram(|point| point.explicit_bounds[1] = f64::NAN);
+            if json_only {
+                // The reference serialiser writes what is no number as null.
+                return Some(good.json().to_string().replace("[1.0,null]", r#"[1.0,"NaN"]"#).into_bytes());
+            }
+        }
+        ("delta_and_cumulative", Signal::Metrics) => {
+            good.metrics()[0] = histogram(|_| {});
+            let mut delta = good.metrics()[0].clone();
+            if let Some(Data::Histogram(histogram)) = &mut delta.data {
+                histogram.aggregation_temporality = 1;
+            }
+            good.metrics().push(delta);
+        }
+        ("point_without_value", Signal::Metrics) => good.points()[0].value = None,
         ("sum_without_temporality", Signal::Metrics) => {
             let points = std::mem::take(good.points());
             good.metrics()[0] = metric(Data::Sum(Sum { data_points: points, ..Sum::default() }));

@@ -27,7 +27,7 @@ use super::command::{Command, Setting, Unclear, default_setting, setting};
 use super::frame::{Field, Frame, FrameError, Frames as _, Notice, Reader, Startup, Target};
 use super::values::{BINARY, Columns, literal};
 use super::{Cancel, Entered, Shared};
-use crate::auth::{AuthError, Scope};
+use crate::auth::{AuthError, Edition, Scope};
 
 /// How long a client may take until it has said who it is.
 const STARTUP_PATIENCE: Duration = Duration::from_secs(10);
@@ -190,7 +190,7 @@ pub(super) async fn run(socket: TcpStream, shared: Arc<Shared>, stop: Cancellati
         () = stop.cancelled() => return,
         opened = tokio::time::timeout(STARTUP_PATIENCE, open(&mut reader, &mut out, &shared)) => opened,
     };
-    let (tenant, entered, parameters) = match opened {
+    let (tenant, edition, entered, parameters) = match opened {
         Ok(Ok(Some(opened))) => opened,
         // A request to cancel is answered by closing; so is a client that says nothing.
         Ok(Ok(None) | Err(Stop::Gone)) | Err(_) => return,
@@ -205,6 +205,7 @@ pub(super) async fn run(socket: TcpStream, shared: Arc<Shared>, stop: Cancellati
         reader,
         out,
         tenant,
+        edition,
         entered,
         transaction: Transaction::None,
         settings: HashMap::new(),
@@ -217,7 +218,7 @@ pub(super) async fn run(socket: TcpStream, shared: Arc<Shared>, stop: Cancellati
     }
 }
 
-type Opened = (TenantId, Entered, Vec<(String, String)>);
+type Opened = (TenantId, Edition, Entered, Vec<(String, String)>);
 
 /// Finds out who connects; `None` when the connection was only to stop another one's query.
 async fn open(reader: &mut Reader<OwnedReadHalf>, out: &mut Out, shared: &Arc<Shared>) -> Result<Option<Opened>, Stop> {
@@ -258,6 +259,7 @@ async fn open(reader: &mut Reader<OwnedReadHalf>, out: &mut Out, shared: &Arc<Sh
         return Err(Failed::new("0A000", "replication is not available: this door only reads").into());
     }
     let authenticator = &shared.doors.0.deps.authenticator;
+    let edition = authenticator.edition();
     let tenant = if authenticator.is_open() {
         authenticator.authorize_token(None, Scope::Query)
     } else {
@@ -280,7 +282,7 @@ async fn open(reader: &mut Reader<OwnedReadHalf>, out: &mut Out, shared: &Arc<Sh
         return Err(failed.hint("GET /readyz on the HTTP door tells how far it is").into());
     }
     let entered = shared.enter().map_err(|error| Failed::new("XX000", format!("no random numbers: {error}")))?;
-    Ok(Some((tenant, entered, parameters)))
+    Ok(Some((tenant, edition, entered, parameters)))
 }
 
 struct Session {
@@ -288,6 +290,8 @@ struct Session {
     reader: Reader<OwnedReadHalf>,
     out: Out,
     tenant: TenantId,
+    /// The tokens by which it was let in.
+    edition: Edition,
     entered: Entered,
     transaction: Transaction,
     settings: HashMap<String, String>,
@@ -379,6 +383,11 @@ impl Session {
                     continue;
                 }
             };
+            // A token that was taken away must not go on in a session that it opened.
+            if !self.shared.doors.0.deps.authenticator.is_current(&self.edition) {
+                self.end(&Failed::new("57P01", "the tokens have changed").hint("connect again")).await;
+                return;
+            }
             let answered = match frame {
                 Err(FrameError::Gone) | Ok(Frame::Terminate) => return,
                 Err(error) => {

@@ -78,7 +78,9 @@ impl Refusal {
                 (StatusCode::FORBIDDEN, Code::PermissionDenied, "permission_denied")
             }
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, Code::ResourceExhausted, "too_large"),
-            Self::ReadTimeout { .. } => (StatusCode::REQUEST_TIMEOUT, Code::DeadlineExceeded, "read_timeout"),
+            // HTTP's own word would be 408, but OTLP has clients drop what gets it, and a slow network
+            // is no reason to lose telemetry.
+            Self::ReadTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, Code::DeadlineExceeded, "read_timeout"),
             Self::Disconnected => (StatusCode::BAD_REQUEST, Code::Cancelled, "disconnected"),
             Self::CorruptBody { .. } => (StatusCode::BAD_REQUEST, Code::InvalidArgument, "corrupt_body"),
             Self::Malformed { .. } => (StatusCode::BAD_REQUEST, Code::InvalidArgument, "malformed"),

@@ -1,7 +1,7 @@
 //! What can go wrong in the store, in one enum.
 //!
-//! [`StoreError::is_retryable`] and [`StoreError::is_fatal`] say what to do about it; a caller
-//! needs nothing else to choose between a 503, a 500 and the end of the process. Not here: the
+//! [`StoreError::is_for_good`] and [`StoreError::is_fatal`] say what to do about a refused group; a
+//! caller needs nothing else to choose between a 503, a 500 and the end of the process. Not here: the
 //! write-ahead log's own errors ([`crate::wal::WalError`]) and the bytes of a record
 //! ([`crate::record::RecordError`]), which this enum carries.
 
@@ -143,6 +143,14 @@ impl StoreError {
         }
     }
 
+    /// The same group would be refused however often it came: it is at fault, and not the disk. Any
+    /// other error, also one that does not heal by itself (no file handles, a read-only file
+    /// system), leaves the group with its sender, who may keep it until somebody has helped.
+    #[must_use]
+    pub const fn is_for_good(&self) -> bool {
+        matches!(self, Self::Wal(WalError::RecordTooLarge { .. }) | Self::Record(_) | Self::SchemaMismatch { .. })
+    }
+
     /// Nothing may be acknowledged any more; the process must end.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
@@ -194,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_lack_of_room_is_retryable() {
+    fn only_a_lack_of_room_heals_and_only_a_fault_of_its_own_condemns_a_group() {
         let io = |errno: rustix::io::Errno| StoreError::io("write", Path::new("x"))(errno.into());
         let external = |errno: rustix::io::Errno| {
             StoreError::parquet("write", Path::new("x"))(ParquetError::External(Box::new(io::Error::from(errno))))
@@ -210,6 +218,15 @@ mod tests {
         ] {
             assert_eq!(error.is_retryable(), retryable, "{error}");
             assert!(!error.is_fatal(), "{error}");
+        }
+        let unwritable = || WalError::Io { op: "append to", path: "x".into(), source: rustix::io::Errno::MFILE.into() };
+        for (error, for_good) in [
+            (StoreError::from(WalError::RecordTooLarge { bytes: 2, max: 1 }), true),
+            (StoreError::from(unwritable()), false),
+            (io(rustix::io::Errno::ROFS), false),
+            (StoreError::MemoryFull { bytes: 2, max: 1 }, false),
+        ] {
+            assert_eq!(error.is_for_good(), for_good, "{error}");
         }
         let fatal = WalError::SyncFailed { path: "x".into(), reason: "EIO".to_owned() };
         assert!(StoreError::from(fatal).is_fatal());

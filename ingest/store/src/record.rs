@@ -177,6 +177,8 @@ pub fn encode(meta: &LogEntryMeta, batch: Option<&RecordBatch>) -> Result<Vec<u8
         let written = lz4_flex::block::compress_into(&plain, &mut out[head_bytes..])
             .expect("the buffer has the maximum output size");
         out.truncate(head_bytes + written);
+        // The room for the worst case is as large as the rows; what waits for the log is the block.
+        out.shrink_to_fit();
     } else {
         out.extend_from_slice(&plain);
     }

@@ -60,6 +60,9 @@ const FLUSH_PIECE_ROWS: usize = 8192;
 /// Rows by which it is judged how a column's values repeat.
 const SAMPLE_ROWS: usize = 1024;
 
+/// Damages that [`Store::problems`] names one by one: what fits a probe's answer. The log has all.
+const PROBLEMS_LISTED_MAX: usize = 10;
+
 /// How much nicer than the rest of the process the compactor is. It must hold no lock that the log
 /// thread wants for longer than a few instructions: on a busy core it may not run again for long.
 const COMPACTOR_NICE: i32 = 10;
@@ -425,7 +428,8 @@ impl Store {
         let mut options = WalOptions::new(dir.wal());
         options.segment_bytes_max = config.wal_segment_bytes_max;
         options.min_free_bytes = config.wal_min_free_bytes;
-        options.covered_seq = Some(loaded.covered_seq).filter(|seq| *seq > 0);
+        // Also when it is 0: then a log that does not begin with its first record has lost it.
+        options.covered_seq = Some(loaded.covered_seq);
         let (mut wal, mut recovery) = Wal::open(options.clone(), &progress.log, &mut |record| replay.visit(record))?;
         let highest = loaded.high_water.into_iter().max().unwrap_or(0);
         if wal.next_seq() <= highest {
@@ -470,6 +474,26 @@ impl Store {
     #[must_use]
     pub const fn recovery(&self) -> &Recovery {
         &self.recovery
+    }
+
+    /// What was lost or set aside, in sentences for an operator; empty when all is well. Damage of
+    /// the log is told until a start finds none, segments as long as they are set aside.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let Recovery { records_lost, damages, damages_total, .. } = &self.recovery;
+        let mut problems = Vec::new();
+        if *records_lost > 0 {
+            problems.push(format!("{records_lost} records of the write-ahead log are lost"));
+        }
+        problems.extend(damages.iter().take(PROBLEMS_LISTED_MAX).map(|damage| format!("write-ahead log: {damage}")));
+        if *damages_total > PROBLEMS_LISTED_MAX as u64 {
+            problems.push(format!("write-ahead log: {damages_total} damages in all"));
+        }
+        let quarantined = self.quarantined.load(Ordering::Relaxed);
+        if quarantined > 0 {
+            problems.push(format!("{quarantined} damaged segments are set aside in quarantine/"));
+        }
+        problems
     }
 
     /// Appends a group, syncs it, and makes it visible: all of it or nothing. One thread calls this.

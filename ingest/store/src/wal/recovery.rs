@@ -302,11 +302,11 @@ impl Run<'_> {
     /// Accounts for what the start of a segment says about the numbers before it.
     fn enter(&mut self, c: &Candidate, is_first: bool, covered: Option<u64>) {
         let Some(header) = c.header else {
-            // Only the name is left. A gap of at most a skip is a loss, since a start leaves a
-            // larger one; whether a larger one hides a loss cannot be known.
+            // Only the name is left. A gap below a skip is a loss, since a start leaves at least
+            // that; whether a larger one hides a loss cannot be known.
             let before = c.first_seq().saturating_sub(1);
             let baseline_known = !is_first || covered.is_some();
-            if baseline_known && before.saturating_sub(self.ledger.last().max(covered.unwrap_or(0))) <= SEQ_SKIP {
+            if baseline_known && before.saturating_sub(self.ledger.last().max(covered.unwrap_or(0))) < SEQ_SKIP {
                 self.lose_before(c, before);
             }
             self.ledger.skip_to(before);

@@ -369,6 +369,21 @@ fn whole_files_that_go_wrong_are_named_and_never_stop_a_start() {
 }
 
 #[test]
+fn the_numbers_that_a_start_skips_are_no_loss_though_every_header_behind_them_is_gone() {
+    let (image, _) = small_log();
+    let disk = SimDisk::from_image(&image);
+    let (mut wal, _, _) = open(&disk);
+    let seq = wal.append(12, &[&payload(12)]).unwrap();
+    wal.sync().unwrap();
+    drop(wal);
+    let mut image = disk.image();
+    image.get_mut(&Path::new(DIR).join(segment_name(seq))).unwrap()[..RECORDS].fill(0xaa);
+    let (recovery, log) = survive(&image);
+    assert_eq!(log.last(), Some(&(seq, 12, payload(12))));
+    assert_eq!((log.len(), recovery.records_lost), (12, 0), "{recovery:?}");
+}
+
+#[test]
 fn a_record_of_another_log_inside_a_payload_is_never_taken_for_one() {
     let disk = SimDisk::default();
     let (mut other, _, _) = open(&disk);
