@@ -64,8 +64,9 @@ pub struct PipelineConfig {
     /// Requests that may wait to be decoded. Their bytes are bounded by admission; this bounds
     /// their number when they are tiny.
     pub decode_queue_requests_max: usize,
-    /// A group is cut at this many bytes of requests: larger ones no longer compress or sync
-    /// better, and hold memory longer.
+    /// A group is cut at this many bytes of requests. All of a group waits for its last request to be
+    /// decoded, so that on a busy core a large group is what a slow acknowledgement waits for; smaller
+    /// ones save nothing more, since the log thread puts what is ready under one sync.
     pub group_bytes_max: usize,
     /// A group is cut at this many rows too, plus those of one request: an empty item takes two
     /// bytes on the wire and some hundreds in columns.
@@ -88,7 +89,7 @@ impl Default for PipelineConfig {
         Self {
             decode_threads: (cores / 2).clamp(1, 16),
             decode_queue_requests_max: 4096,
-            group_bytes_max: 8 << 20,
+            group_bytes_max: 512 << 10,
             group_rows_max: 1 << 17,
             decoded_bytes_max: 256 << 20,
             log_queue_groups_max: 2,
@@ -405,7 +406,7 @@ impl DecodeThread {
                     self.metrics.depth("log", self.groups.len());
                     let memory = self.metrics.decoded.hold(entries.iter().map(memory_of).sum());
                     if self.groups.send(Group { entries, replies, memory }).is_err() {
-                        // The log thread is gone: it failed for good. Dropped replies say so.
+                        // The log thread is gone, which only a panic does. Dropped replies say so.
                         return;
                     }
                 }
@@ -527,6 +528,9 @@ fn run_log(log: &dyn Log, groups: &Receiver<Group>, metrics: &Metrics, on_fatal:
                 tracing::error!(%error, "the log can no longer promise durability; ending the process");
                 drop(replies);
                 on_fatal(error);
+                // What still comes is dropped unseen, and its senders are told by that. The queue must not be left
+                // with groups in it: it keeps them, and their clients waiting, as long as a decode thread can send.
+                groups.iter().for_each(drop);
                 return;
             }
             Err(error) if error.is_for_good() => {

@@ -290,6 +290,9 @@ impl Engine {
         let runtime = self.runtime.as_ref().ok_or_else(stopping)?;
         let started = Instant::now();
         let deadline = started + limits.timeout;
+        if Instant::now() >= deadline {
+            return Err(timed_out(limits));
+        }
         let (head_sender, head) = oneshot::channel();
         let (batch_sender, batches) = mpsc::channel(BATCHES_IN_FLIGHT);
         let stats = Arc::new(StatsCell::new(started, self.inner.metrics.clone()));
