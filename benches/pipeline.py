@@ -70,16 +70,18 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def on_core(core):
-    return lambda: os.sched_setaffinity(0, {core})
+def on_cores(*cores):
+    return lambda: os.sched_setaffinity(0, cores)
 
 
 class Process:
     """A process under test, on its own core. It is killed at the end of the `with`."""
 
+    cores = (CORE_UNDER_TEST,)
+
     def __init__(self, command, env=None, **io):
         self.started = time.monotonic()
-        self.child = subprocess.Popen(command, env={**os.environ, **(env or {})}, preexec_fn=on_core(CORE_UNDER_TEST), stdin=subprocess.DEVNULL, **io)
+        self.child = subprocess.Popen(command, env={**os.environ, **(env or {})}, preexec_fn=on_cores(*self.cores), stdin=subprocess.DEVNULL, **io)
         self.pid = self.child.pid
 
     def kill(self):
@@ -196,7 +198,7 @@ class Sender:
         command = [binary, "loadgen", "--endpoint", f"http://{to}", "--source", source, "--output", "json"]
         command += ["--items", str(items), "--seconds", str(seconds), "--rate", str(rate), "--seed", str(seed)]
         command += ["--distinct-batches", str(distinct), "--connections", str(CONNECTIONS), "--in-flight", str(IN_FLIGHT)]
-        self.child = subprocess.Popen(command, preexec_fn=on_core(CORE_SENDER), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        self.child = subprocess.Popen(command, preexec_fn=on_cores(CORE_SENDER), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
         self.samples = []
         self.sampling = threading.Thread(target=self._sample, daemon=True)
         self.sampling.start()

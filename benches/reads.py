@@ -1,0 +1,197 @@
+"""The read path beside ClickHouse's engine (`chdb`), over the same rows in one run.
+
+Fills a new data directory with spans of fixture S over OTLP, waits until it is flushed and merged, copies the rows
+into a MergeTree with skip indexes, and asks both the nine questions of README.md ("Reads"). Not here: the write path
+(`pipeline.py`).
+"""
+
+import argparse
+import http.client
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from pipeline import BATCH_OF, CORE_SENDER, CORE_UNDER_TEST, Godseye, peak_bytes, folder_bytes, say
+
+SPANS = 10_240_000
+
+
+class Server(Godseye):
+    """The server with both cores, since nothing sends while it answers."""
+
+    cores = (CORE_UNDER_TEST, CORE_SENDER)
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.door = http.client.HTTPConnection(self.http, timeout=600)
+
+    def ask(self, sql, format="json"):
+        """The answer's response, unread."""
+        self.door.request("POST", f"/api/v1/sql?format={format}", sql)
+        answer = self.door.getresponse()
+        if answer.status != 200:
+            raise SystemExit(f"{answer.status} {answer.read()[:500]!r} to {sql}")
+        return answer
+
+    def query(self, sql):
+        return json.loads(self.ask(sql).read())["rows"]
+
+
+def fill(args, data_dir, log):
+    say(f"sending {args.spans:,} spans")
+    with Server(args.godseye, data_dir, log=log) as server:
+        command = [args.godseye, "loadgen", "--endpoint", f"http://{server.grpc}", "--source", "spans", "--items", str(args.spans)]
+        command += ["--seconds", "0", "--distinct-batches", str(-(-args.spans // BATCH_OF["spans"])), "--connections", "4"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        server.settled()
+        rows = server.query("SELECT count(*) FROM spans")[0][0]
+    if rows != args.spans:
+        raise SystemExit(f"{rows} rows of {args.spans}")
+
+
+def questions(server):
+    """(name, our SQL, ClickHouse's SQL): the constants are taken from the data, never the newest or first row."""
+    one = server.query("SELECT hex(trace_id), start_time, attributes['enduser.id'], attributes['url.path'] FROM spans "
+                       "WHERE service_name = 'service-07' ORDER BY start_time LIMIT 1 OFFSET 200000")
+    if not one:
+        one = server.query("SELECT hex(trace_id), start_time, attributes['enduser.id'], attributes['url.path'] FROM spans "
+                           "WHERE service_name = 'service-07' LIMIT 1")
+    trace, at, user, path = one[0]
+    piece = path[path.rindex("/"):]
+    first = server.query("SELECT min(start_time) FROM spans")[0][0]
+    ch = lambda text: f"parseDateTime64BestEffort('{text}', 9, 'UTC')"
+    hour = ("start_time >= TIMESTAMP '{0}' AND start_time < TIMESTAMP '{0}' + INTERVAL '1 hour'".format(first),
+            f"ts >= {ch(first)} AND ts < {ch(first)} + INTERVAL 1 HOUR")
+    around = ("start_time BETWEEN TIMESTAMP '{0}' - INTERVAL '5 seconds' AND TIMESTAMP '{0}' + INTERVAL '5 seconds'".format(at),
+              f"ts BETWEEN {ch(at)} - INTERVAL 5 SECOND AND {ch(at)} + INTERVAL 5 SECOND")
+    window = ("start_time >= TIMESTAMP '{0}' AND start_time < TIMESTAMP '{0}' + INTERVAL '5 minutes'".format(at),
+              f"ts >= {ch(at)} AND ts < {ch(at)} + INTERVAL 5 MINUTE")
+    return [
+        ("RED of all services, one hour",
+         f"SELECT service_name, count(*), count(*) FILTER (WHERE status_code = 'ERROR'), approx_percentile_cont(duration_ns, 0.99) FROM spans WHERE {hour[0]} GROUP BY 1",
+         f"SELECT service, count(), countIf(status = 'ERROR'), quantile(0.99)(duration) FROM s WHERE {hour[1]} GROUP BY 1"),
+        ("p99 by route, one service",
+         "SELECT attributes['http.route'], approx_percentile_cont(duration_ns, 0.99) FROM spans WHERE service_name = 'service-07' GROUP BY 1",
+         "SELECT route, quantile(0.99)(duration) FROM s WHERE service = 'service-07' GROUP BY 1"),
+        ("trace by id, no time hint",
+         f"SELECT span_id, parent_span_id, service_name, name, start_time, duration_ns, status_code FROM spans WHERE trace_id = '{trace}'",
+         f"SELECT hex(span_id), hex(parent), service, name, ts, duration, status FROM s WHERE trace_id = unhex('{trace}')"),
+        ("trace by id, ±5 s",
+         f"SELECT span_id, parent_span_id, service_name, name, start_time, duration_ns, status_code FROM spans WHERE trace_id = '{trace}' AND {around[0]}",
+         f"SELECT hex(span_id), hex(parent), service, name, ts, duration, status FROM s WHERE trace_id = unhex('{trace}') AND {around[1]}"),
+        ("ten busiest users of a service",
+         "SELECT attributes['enduser.id'], count(*) FROM spans WHERE service_name = 'service-07' GROUP BY 1 ORDER BY 2 DESC LIMIT 10",
+         "SELECT user, count() FROM s WHERE service = 'service-07' GROUP BY 1 ORDER BY 2 DESC LIMIT 10"),
+        ("path contains",
+         f"SELECT count(*) FROM spans WHERE attributes['url.path'] LIKE '%{piece}%'",
+         f"SELECT count() FROM s WHERE path LIKE '%{piece}%'"),
+        ("one user's spans",
+         f"SELECT service_name, start_time, duration_ns FROM spans WHERE attributes['enduser.id'] = '{user}'",
+         f"SELECT service, ts, duration FROM s WHERE user = '{user}'"),
+        ("five minutes of one service, 10 s buckets",
+         f"SELECT date_bin(INTERVAL '10 seconds', start_time), count(*), count(*) FILTER (WHERE status_code = 'ERROR') FROM spans WHERE service_name = 'service-07' AND {window[0]} GROUP BY 1",
+         f"SELECT toStartOfInterval(ts, INTERVAL 10 SECOND), count(), countIf(status = 'ERROR') FROM s WHERE service = 'service-07' AND {window[1]} GROUP BY 1"),
+        ("newest 100 errors",
+         "SELECT start_time, service_name, name, hex(trace_id), duration_ns FROM spans WHERE status_code = 'ERROR' ORDER BY start_time DESC LIMIT 100",
+         "SELECT ts, service, name, hex(trace_id), duration FROM s WHERE status = 'ERROR' ORDER BY ts DESC LIMIT 100"),
+    ]
+
+
+def peer(args, server, folder):
+    """A MergeTree with the rows, in the same order, with skip indexes on what is searched for."""
+    from chdb import session
+
+    clickhouse = session.Session(os.path.join(folder, "chdb"))
+    clickhouse.query(f"SET max_threads = {args.threads}")
+    clickhouse.query("CREATE DATABASE b ENGINE = Atomic")
+    clickhouse.query("USE b")
+    clickhouse.query("""CREATE TABLE s (
+        service LowCardinality(String), ts DateTime64(9, 'UTC') CODEC(DoubleDelta, ZSTD(1)), duration Int64 CODEC(T64, ZSTD(1)),
+        name LowCardinality(String) CODEC(ZSTD(1)), status LowCardinality(String) CODEC(ZSTD(1)),
+        trace_id FixedString(16) CODEC(ZSTD(1)), span_id FixedString(8) CODEC(ZSTD(1)), parent FixedString(8) CODEC(ZSTD(1)),
+        route LowCardinality(String) CODEC(ZSTD(1)), path String CODEC(ZSTD(1)), user String CODEC(ZSTD(1)),
+        INDEX i_trace trace_id TYPE bloom_filter(0.01) GRANULARITY 1,
+        INDEX i_user user TYPE bloom_filter(0.01) GRANULARITY 1,
+        INDEX i_path path TYPE ngrambf_v1(4, 32768, 2, 0) GRANULARITY 1
+    ) ENGINE = MergeTree ORDER BY (service, ts)""")
+    say("copying the rows")
+    export = os.path.join(folder, "spans.parquet")
+    with open(export, "wb") as file:
+        answer = server.ask("""SELECT service_name AS service, start_time AS ts, duration_ns AS duration, name, status_code AS status,
+            hex(trace_id) AS trace_id, hex(span_id) AS span_id, coalesce(hex(parent_span_id), '0000000000000000') AS parent,
+            attributes['http.route'] AS route, attributes['url.path'] AS path, attributes['enduser.id'] AS user FROM spans""", "parquet&limit=100000000")
+        shutil.copyfileobj(answer, file, 1 << 20)
+    clickhouse.query(f"""INSERT INTO s SELECT service, ts, duration, name, status, unhex(trace_id), unhex(span_id), unhex(parent), route, path, user
+        FROM file('{export}', Parquet)""")
+    clickhouse.query("OPTIMIZE TABLE s FINAL")
+    rows = int(str(clickhouse.query("SELECT count() FROM s")))
+    if rows != args.spans:
+        raise SystemExit(f"the peer has {rows} rows of {args.spans}")
+    os.remove(export)
+    return clickhouse
+
+
+def best(ask, repeats):
+    """Milliseconds: (least, median) after one warm-up."""
+    ask()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        ask()
+        times.append((time.perf_counter() - started) * 1e3)
+    return min(times), statistics.median(times)
+
+
+def compare(args, server, clickhouse, asked):
+    print("| question | godseye, ms (median) | chdb, ms (median) | ratio |\n| --- | --- | --- | --- |")
+    ratios = []
+    for name, ours, theirs in asked:
+        least, median = best(lambda: server.query(ours), args.repeats)
+        if clickhouse is None:
+            print(f"| {name} | {least:.1f} ({median:.1f}) | | |", flush=True)
+            continue
+        mine, other = len(server.query(ours)), len(str(clickhouse.query(theirs, "TSV")).splitlines())
+        if mine != other:
+            raise SystemExit(f"{name}: {mine} rows, and {other} of the peer")
+        their_least, their_median = best(lambda: clickhouse.query(theirs, "TSV"), args.repeats)
+        ratios.append(least / their_least)
+        print(f"| {name} | {least:.1f} ({median:.1f}) | {their_least:.1f} ({their_median:.1f}) | {ratios[-1]:.2f} |", flush=True)
+    if ratios:
+        print(f"\ngeometric mean of the ratios: {math.exp(statistics.fmean(map(math.log, ratios))):.2f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="the read path beside chdb, in one run")
+    parser.add_argument("--godseye", required=True, help="the release binary")
+    parser.add_argument("--spans", type=int, default=SPANS)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2, help="of the peer; the server takes one a core")
+    parser.add_argument("--work-dir", default="/var/tmp")
+    parser.add_argument("--data-dir", help="keep the server's data there, or use what an earlier run left")
+    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--only", help="questions whose name contains this")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="godseye-reads-", dir=args.work_dir) as folder:
+        data_dir = args.data_dir or os.path.join(folder, "data")
+        with open(os.path.join(folder, "godseye.log"), "w") as log:
+            if not os.path.isdir(data_dir):
+                fill(args, data_dir, log)
+            segments = folder_bytes(os.path.join(data_dir, "segments"))
+            with Server(args.godseye, data_dir, log=log) as server:
+                asked = [question for question in questions(server) if not args.only or args.only in question[0]]
+                clickhouse = None if args.no_peer else peer(args, server, folder)
+            # A new process, so that its peak is that of the questions.
+            with Server(args.godseye, data_dir, log=log) as server:
+                compare(args, server, clickhouse, asked)
+                print(f"bytes on disk a span: {segments / args.spans:.1f}; peak memory of the server: {peak_bytes(server.pid) >> 20} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
