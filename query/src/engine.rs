@@ -229,7 +229,11 @@ impl Engine {
             .into_iter()
             .filter(|function| !denied(function.name()))
             .map(guarded)
+            .chain(crate::time::functions())
+            .chain(crate::histogram::scalar_functions())
             .collect();
+        let mut aggregate_functions = SessionStateDefaults::default_aggregate_functions();
+        aggregate_functions.extend(crate::aggregate::functions());
         let metadata_cache = RuntimeEnvBuilder::new()
             .with_metadata_cache_limit(config.metadata_cache_bytes_max)
             .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
@@ -240,7 +244,7 @@ impl Engine {
             disk: Arc::new(LocalFileSystem::new()),
             metadata_cache,
             scalar_functions,
-            aggregate_functions: SessionStateDefaults::default_aggregate_functions(),
+            aggregate_functions,
             window_functions: SessionStateDefaults::default_window_functions(),
             physical_rules: std::iter::once(Arc::new(AttributesIntoScans) as _)
                 .chain(PhysicalOptimizer::new().rules)
@@ -889,14 +893,16 @@ impl Inner {
         rules.push(rewrite);
 
         let tables = Tables::new(tenant.clone(), snapshot, Arc::clone(&self.source), functions, Arc::clone(counters));
+        let tables = Arc::new(tables);
         let catalog = Arc::new(MemoryCatalogProvider::new());
-        catalog.register_schema("public", Arc::new(tables))?;
+        catalog.register_schema("public", Arc::clone(&tables) as _)?;
         let state = SessionStateBuilder::new()
             .with_config(config)
             .with_runtime_env(self.environment()?)
             .with_scalar_functions(scalar_functions)
             .with_aggregate_functions(self.aggregate_functions.clone())
             .with_window_functions(self.window_functions.clone())
+            .with_table_function_list(crate::trace::table_functions(&tables))
             .with_expr_planners(planners)
             .with_analyzer_rules(rules)
             .with_physical_optimizer_rules(self.physical_rules.clone())

@@ -16,17 +16,24 @@
 //! - [`provider`]: a physical table as a scan with pruning; `layout`: the columns of its files
 //! - [`tables`]: the logical tables people type
 //! - [`functions`], [`rewrite`]: typed attribute access and hex ids
+//! - `time`, `rate`, `histogram`, `quantile`: the functions over time and metrics; `aggregate`: how
+//!   those that aggregate run
+//! - [`trace`]: one trace as a table
 //! - [`render`]: answers as text and Arrow
 //! - [`error`]: every way a query can fail, and its HTTP status
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
+mod aggregate;
 pub mod bounds;
 pub mod engine;
 pub mod error;
 pub mod functions;
 pub mod guard;
+mod histogram;
 mod layout;
 pub mod provider;
+mod quantile;
+mod rate;
 pub mod render;
 pub mod rewrite;
 pub mod source;
@@ -36,6 +43,8 @@ pub mod tables;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod time;
+pub mod trace;
 
 pub use engine::{Engine, EngineConfig, Limits, QueryOutput, QueryStats};
 pub use error::{ErrorKind, QueryError};
