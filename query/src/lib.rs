@@ -27,6 +27,8 @@ mod aggregate;
 pub mod bounds;
 pub mod engine;
 pub mod error;
+#[cfg(test)]
+mod function_tests;
 pub mod functions;
 pub mod guard;
 mod histogram;
@@ -50,3 +52,4 @@ pub use engine::{Engine, EngineConfig, Limits, QueryOutput, QueryStats};
 pub use error::{ErrorKind, QueryError};
 pub use source::{SegmentFile, Snapshot, Source};
 pub use stored::StoreSource;
+pub use time::write_duration;

@@ -127,7 +127,7 @@ pub(crate) fn parse_duration(text: &str) -> std::result::Result<i64, QueryError>
 
 /// Appends a length of time for people: three significant digits up to a minute (`12.3 ms`,
 /// `1.24 s`), then the two largest units (`2m 5s`, `3d 4h`). [`parse_duration`] reads it back.
-pub(crate) fn write_duration(nanos: i64, out: &mut String) {
+pub fn write_duration(nanos: i64, out: &mut String) {
     if nanos < 0 {
         out.push('-');
     }
