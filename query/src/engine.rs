@@ -230,7 +230,11 @@ impl Engine {
             .into_iter()
             .filter(|function| !denied(function.name()))
             .map(guarded)
+            .chain(crate::time::functions())
+            .chain(crate::histogram::scalar_functions())
             .collect();
+        let mut aggregate_functions = SessionStateDefaults::default_aggregate_functions();
+        aggregate_functions.extend(crate::aggregate::functions());
         let metadata_cache = RuntimeEnvBuilder::new()
             .with_metadata_cache_limit(config.metadata_cache_bytes_max)
             .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
@@ -241,7 +245,7 @@ impl Engine {
             disk: Arc::new(LocalFileSystem::new()),
             metadata_cache,
             scalar_functions,
-            aggregate_functions: SessionStateDefaults::default_aggregate_functions(),
+            aggregate_functions,
             window_functions: SessionStateDefaults::default_window_functions(),
             physical_rules: std::iter::once(Arc::new(AttributesIntoScans) as _)
                 .chain(PhysicalOptimizer::new().rules)
@@ -913,7 +917,8 @@ impl Inner {
         scalar_functions.extend(functions.public());
         let kinds = functions.clone();
         let tables = Tables::new(tenant.clone(), snapshot, Arc::clone(&self.source), kinds, Arc::clone(counters));
-        let described = Catalog::new(Arc::new(tables));
+        let tables = Arc::new(tables);
+        let described = Catalog::new(Arc::clone(&tables));
         scalar_functions.extend(described.functions());
         let mut planners: Vec<Arc<dyn datafusion::logical_expr::planner::ExprPlanner>> =
             vec![Arc::new(TelemetryPlanner(functions.clone()))];
@@ -932,6 +937,7 @@ impl Inner {
             .with_scalar_functions(scalar_functions)
             .with_aggregate_functions(self.aggregate_functions.clone())
             .with_window_functions(self.window_functions.clone())
+            .with_table_function_list(crate::trace::table_functions(&tables))
             .with_expr_planners(planners)
             .with_analyzer_rules(rules)
             .with_physical_optimizer_rules(self.physical_rules.clone())

@@ -18,19 +18,28 @@
 //! - [`catalog`]: what there is to ask, for programs: tables, columns, attribute keys, `information_schema`
 //! - [`script`]: statements and parameters in a text; what one asks for and answers is a [`Description`]
 //! - [`functions`], [`rewrite`]: typed attribute access and hex ids
+//! - `time`, `rate`, `histogram`, `quantile`: the functions over time and metrics; `aggregate`: how
+//!   those that aggregate run
+//! - [`trace`]: one trace as a table
 //! - [`render`]: answers as text and Arrow
 //! - [`error`]: every way a query can fail, and its HTTP status
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
+mod aggregate;
 pub mod bounds;
 pub mod catalog;
 mod describe;
 pub mod engine;
 pub mod error;
+#[cfg(test)]
+mod function_tests;
 pub mod functions;
 pub mod guard;
+mod histogram;
 mod layout;
 pub mod provider;
+mod quantile;
+mod rate;
 pub mod render;
 pub mod rewrite;
 pub mod script;
@@ -41,9 +50,12 @@ pub mod tables;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod time;
+pub mod trace;
 
 pub use describe::Description;
 pub use engine::{Engine, EngineConfig, Limits, QueryOutput, QueryStats};
 pub use error::{ErrorKind, QueryError};
 pub use source::{SegmentFile, Snapshot, Source};
 pub use stored::StoreSource;
+pub use time::write_duration;

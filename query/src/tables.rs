@@ -22,6 +22,7 @@ use model::tenant::TenantId;
 
 use crate::error::{ErrorKind, QueryError, external};
 use crate::functions::Functions;
+use crate::histogram;
 use crate::provider::{PhysicalTable, ScanCounters};
 use crate::source::{Container, Snapshot, Source};
 
@@ -214,6 +215,7 @@ impl Tables {
             "negative",
             "quantile_values",
         ]));
+        columns.push(histogram::column().alias("histogram"));
         columns.extend(self.contexts(Table::MetricHistograms));
         columns
     }
