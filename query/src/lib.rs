@@ -14,7 +14,7 @@
 //! - [`bounds`]: limits on the plan, before anything is optimised or run
 //! - [`source`]: what the engine needs from storage; [`StoreSource`]: the store, as that
 //! - [`provider`]: a physical table as a scan with pruning; `layout`: the columns of its files
-//! - [`tables`]: the logical tables people type
+//! - [`tables`]: the logical tables people type; `derived`, `partials`, `collapse`: those derived from spans
 //! - [`catalog`]: what there is to ask, for programs: tables, columns, attribute keys, `information_schema`
 //! - [`script`]: statements and parameters in a text; what one asks for and answers is a [`Description`]
 //! - [`functions`], [`rewrite`]: typed attribute access and hex ids
@@ -29,6 +29,10 @@ mod aggregate;
 pub mod bounds;
 pub mod catalog;
 mod describe;
+mod collapse;
+mod derived;
+#[cfg(test)]
+mod derived_tests;
 pub mod engine;
 pub mod error;
 #[cfg(test)]
@@ -37,6 +41,7 @@ pub mod functions;
 pub mod guard;
 mod histogram;
 mod layout;
+mod partials;
 pub mod provider;
 mod quantile;
 mod rate;

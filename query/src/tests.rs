@@ -395,7 +395,7 @@ pub(crate) const ANSWERS: &[(&str, &str)] = &[
     ("SELECT time FROM ingest_ledger LIMIT 1", "[\"2026-03-01T00:00:00.000000000Z\"]"),
     (
         "SHOW TABLES",
-        "[\"spans\"]\n[\"span_events\"]\n[\"span_links\"]\n[\"logs\"]\n[\"metric_points\"]\n[\"metric_histograms\"]\n[\"profiles\"]\n[\"ingest_ledger\"]",
+        "[\"spans\"]\n[\"span_events\"]\n[\"span_links\"]\n[\"logs\"]\n[\"metric_points\"]\n[\"metric_histograms\"]\n[\"profiles\"]\n[\"span_metrics\"]\n[\"service_edges\"]\n[\"ingest_ledger\"]",
     ),
     (
         "DESCRIBE ingest_ledger",

@@ -14,7 +14,7 @@ pub(super) fn of_column(table: &str, column: &str) -> Option<&'static str> {
     line(table).or_else(|| line(ANY)).map(|(.., text)| *text)
 }
 
-const TABLES: [(&str, &str); 8] = [
+const TABLES: [(&str, &str); 10] = [
     ("spans", "A span: one operation of one service in a trace"),
     ("span_events", "An event inside a span, such as an exception; a view of spans.events"),
     ("span_links", "A link from a span to another one; a view of spans.links"),
@@ -22,6 +22,8 @@ const TABLES: [(&str, &str); 8] = [
     ("metric_points", "A point of a gauge or of a sum (counter)"),
     ("metric_histograms", "A point of an explicit or exponential histogram, or of a summary"),
     ("profiles", "A sample of a profile, with its stack"),
+    ("span_metrics", "Ten seconds of spans of one service, name, kind, status, environment and version"),
+    ("service_edges", "Ten seconds of calls from one service to another"),
     ("ingest_ledger", "A minute, a signal and a reason: how many items were received, stored, rejected"),
 ];
 
@@ -107,6 +109,33 @@ const COLUMNS: &[(&str, &str, &str)] = &[
     ("profiles", "stack", "Frames from the leaf to the root, as function (file:line)"),
     ("profiles", "sample_values", "Values of the sample"),
     ("profiles", "timestamps", "When each value was taken"),
+    ("span_metrics", "time", "When the ten seconds begin that the spans started in"),
+    ("span_metrics", "span_name", "Name of the spans"),
+    ("span_metrics", "kind", "SERVER, CLIENT, INTERNAL, PRODUCER, CONSUMER or UNSPECIFIED"),
+    ("span_metrics", "status_code", "UNSET, OK or ERROR"),
+    ("span_metrics", "environment", "deployment.environment.name of the resource; null when it has none"),
+    ("span_metrics", "service_version", "service.version of the resource; null when it has none"),
+    ("span_metrics", "count", "Spans"),
+    ("span_metrics", "errors", "Spans with status ERROR"),
+    ("span_metrics", "duration_sum_ns", "Sum of their durations, nanoseconds"),
+    ("span_metrics", "duration_min_ns", "The least duration, nanoseconds; null when none has ended"),
+    ("span_metrics", "duration_max_ns", "The greatest duration, nanoseconds; null when none has ended"),
+    ("span_metrics", "duration", "Histogram of their durations, nanoseconds"),
+    ("span_metrics", "exemplar_trace_ids", "Traces of the slowest span and of the slowest that failed"),
+    ("service_edges", "time", "When the ten seconds begin that the callee's spans started in"),
+    ("service_edges", "client", "Service that calls"),
+    ("service_edges", "server", "Service that is called, or what the client says of it when it sends no spans"),
+    ("service_edges", "connection_type", "http, rpc, db, messaging or other"),
+    ("service_edges", "server_inferred", "Whether the server sends no spans and is known from the client alone"),
+    ("service_edges", "environment", "deployment.environment.name of the server; of the client for an inferred one"),
+    ("service_edges", "count", "Calls"),
+    ("service_edges", "errors", "Calls that failed for the server; for the client when the server is inferred"),
+    ("service_edges", "client_errors", "Calls that failed for the client"),
+    ("service_edges", "duration_sum_ns", "Sum of the durations as the server saw them, nanoseconds"),
+    ("service_edges", "client_duration_sum_ns", "Sum of the durations as the client saw them, nanoseconds"),
+    ("service_edges", "duration", "Histogram of the durations as the server saw them, nanoseconds"),
+    ("service_edges", "client_duration", "Histogram of the durations as the client saw them, nanoseconds"),
+    ("service_edges", "exemplar_trace_ids", "Traces of the slowest call and of the slowest that failed"),
     ("ingest_ledger", "time", "The minute in which the items arrived"),
     ("ingest_ledger", "signal", "traces, metrics, logs or profiles"),
     ("ingest_ledger", "reason", "Why items were rejected; null for those that were stored"),
