@@ -17,10 +17,11 @@ pub const WIDTH_MIN: usize = 60;
 pub const WIDTH_MAX: usize = 240;
 
 /// The least columns of a bar's track.
-const TRACK_MIN: usize = 16;
+const TRACK_MIN: usize = 12;
 
-/// The most columns of a service's name.
+/// The most columns of a service's name, and its share of the width.
 const SERVICE_MAX: usize = 20;
+const SERVICE_SHARE: usize = 5;
 
 /// Terminal colours that services take in turn. Red is for errors.
 const SERVICE_COLORS: [&str; 5] = ["36", "33", "35", "34", "32"];
@@ -172,7 +173,8 @@ impl Canvas {
     fn new(spans: &[Span], view: View) -> Self {
         let width = view.width.clamp(WIDTH_MIN, WIDTH_MAX);
         let widest = |texts: &mut dyn Iterator<Item = usize>, least: usize| texts.max().unwrap_or(0).max(least);
-        let service = widest(&mut spans.iter().map(|span| clean(&span.service_name).width()), 7).min(SERVICE_MAX);
+        let service = widest(&mut spans.iter().map(|span| clean(&span.service_name).width()), 7)
+            .min(SERVICE_MAX.min(width / SERVICE_SHARE));
         let shown = |nanos: Option<i64>| nanos.map_or(0, |nanos| duration(nanos).width());
         let duration = widest(&mut spans.iter().map(|span| shown(span.duration_ns)), 8);
         let own = widest(&mut spans.iter().map(|span| shown(span.self_duration_ns)), 8);

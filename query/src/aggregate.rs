@@ -135,12 +135,9 @@ impl<F: Fold> GroupsAccumulator for Grouped<F> {
         opt_filter: Option<&BooleanArray>,
         total_num_groups: usize,
     ) -> Result<()> {
-        // The fold is lent out beside the states, which it does not know of.
-        let Self { fold, .. } = self;
-        let rows = fold.rows(values)?;
-        let filter = opt_filter.cloned();
+        let rows = self.fold.rows(values)?;
         self.each(group_indices, total_num_groups, |fold, state, row| {
-            if passes(filter.as_ref(), row) { fold.add(state, &rows, row) } else { Ok(()) }
+            if passes(opt_filter, row) { fold.add(state, &rows, row) } else { Ok(()) }
         })
     }
 
@@ -175,6 +172,16 @@ impl<F: Fold> GroupsAccumulator for Grouped<F> {
     fn size(&self) -> usize {
         self.states.capacity() * size_of::<F::State>() + self.heap_bytes
     }
+}
+
+/// A fold over one whole input, as DataFusion runs it.
+pub(crate) fn single<F: Fold>(fold: F) -> Box<dyn Accumulator> {
+    Box::new(Single { fold, state: F::State::default() })
+}
+
+/// A fold over all groups of a GROUP BY, as DataFusion runs it.
+pub(crate) fn grouped<F: Fold>(fold: F) -> Box<dyn GroupsAccumulator> {
+    Box::new(Grouped { fold, states: Vec::new(), heap_bytes: 0 })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -216,7 +223,7 @@ struct MakeSingle;
 impl Visit for MakeSingle {
     type Output = Box<dyn Accumulator>;
     fn visit<F: Fold>(self, fold: F) -> Self::Output {
-        Box::new(Single { fold, state: F::State::default() })
+        single(fold)
     }
 }
 
@@ -225,7 +232,7 @@ struct MakeGrouped;
 impl Visit for MakeGrouped {
     type Output = Box<dyn GroupsAccumulator>;
     fn visit<F: Fold>(self, fold: F) -> Self::Output {
-        Box::new(Grouped { fold, states: Vec::new(), heap_bytes: 0 })
+        grouped(fold)
     }
 }
 

@@ -145,9 +145,8 @@ impl<'a> Inner<'a> {
     /// An expression whose sum over partial rows is its sum over the rows they make: one that is
     /// linear in sums, with weights that depend on keys. `None` when it is not seen to be.
     fn linear(&self, expr: &Expr) -> Result<Option<Expr>> {
-        let exact = |data_type: &DataType| {
-            matches!(data_type, DataType::Int64 | DataType::Float64 | DataType::Decimal128(..))
-        };
+        let exact =
+            |data_type: &DataType| matches!(data_type, DataType::Int64 | DataType::Float64 | DataType::Decimal128(..));
         Ok(match expr {
             Expr::Column(column) => match self.source(column)? {
                 Err(inner) => plain(inner, "sum").map(|args| args[0].clone()),
@@ -186,9 +185,8 @@ impl<'a> Inner<'a> {
                 if expr.get_type(&self.aggregate.schema)? == DataType::Float64
                     && matches!(&**right, Expr::Literal(value, _) if !value.is_null()) =>
             {
-                self.linear(left)?.map(|left| {
-                    Expr::BinaryExpr(BinaryExpr { left: Box::new(left), op: *op, right: right.clone() })
-                })
+                self.linear(left)?
+                    .map(|left| Expr::BinaryExpr(BinaryExpr { left: Box::new(left), op: *op, right: right.clone() }))
             }
             _ => None,
         })
@@ -196,7 +194,9 @@ impl<'a> Inner<'a> {
 
     fn linear_or_nothing(&self, expr: &Expr) -> Result<Option<Expr>> {
         match expr {
-            Expr::Literal(value, _) if value.is_null() || ScalarValue::new_zero(&value.data_type()).is_ok_and(|zero| zero == *value) => {
+            Expr::Literal(value, _)
+                if value.is_null() || ScalarValue::new_zero(&value.data_type()).is_ok_and(|zero| zero == *value) =>
+            {
                 Ok(Some(expr.clone()))
             }
             _ => self.linear(expr),
@@ -286,9 +286,9 @@ impl CollapsePartials {
                 None => aggregate(place),
             },
         }));
-        let named = values.zip(outer.schema.iter()).map(|(value, (qualifier, field))| {
-            value.alias_qualified(qualifier.cloned(), field.name())
-        });
+        let named = values
+            .zip(outer.schema.iter())
+            .map(|(value, (qualifier, field))| value.alias_qualified(qualifier.cloned(), field.name()));
         let collapsed = builder.project(named.collect::<Vec<_>>())?.build()?;
         // Nothing above may notice.
         Ok(DFSchema::has_equivalent_names_and_types(collapsed.schema(), &outer.schema).is_ok().then_some(collapsed))

@@ -179,7 +179,8 @@ fn is_time(expr: &Expr) -> bool {
     match expr {
         Expr::Column(column) => column.name == "time",
         Expr::Cast(Cast { expr, field }) | Expr::TryCast(TryCast { expr, field }) => {
-            matches!(field.data_type(), DataType::Timestamp(arrow::datatypes::TimeUnit::Nanosecond, Some(_))) && is_time(expr)
+            matches!(field.data_type(), DataType::Timestamp(arrow::datatypes::TimeUnit::Nanosecond, Some(_)))
+                && is_time(expr)
         }
         _ => false,
     }
@@ -270,20 +271,30 @@ impl TableProvider for DerivedScan {
         let memory_rows: usize = table.memory.iter().map(RecordBatch::num_rows).sum();
         self.counters.memory_rows.fetch_add(memory_rows as u64, Ordering::Relaxed);
 
-        let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(2);
+        let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
         if !segments.is_empty() {
             let mut parts = Vec::new();
             // Whoever needs the times needs the rows of the finest resolution.
             let resolutions = if wanted.contains(&time) { &RESOLUTIONS_S[..1] } else { &RESOLUTIONS_S[..] };
             range.cover(resolutions, &mut parts);
-            let part = |(seconds, range): &(i32, Range)| {
-                let of_resolution = col("resolution").eq(lit(*seconds));
-                range.predicate().map_or(of_resolution.clone(), |within| of_resolution.and(within))
-            };
-            let predicate = disjunction(parts.iter().map(part)).unwrap_or_else(|| lit(true));
-            let scan = scan_files(state, &self.schema, &segments, Some(&read), |source| source, |config| config)?;
+            // A scan for each resolution: bounds of one column prune pages, and row groups have one
+            // resolution each.
+            for seconds in resolutions {
+                let ranges: Vec<Range> =
+                    parts.iter().filter(|(of, _)| of == seconds).map(|(_, range)| *range).collect();
+                if ranges.is_empty() {
+                    continue;
+                }
+                let mut predicate = col("resolution").eq(lit(*seconds));
+                if let Some(within) =
+                    ranges.iter().map(Range::predicate).collect::<Option<Vec<_>>>().and_then(disjunction)
+                {
+                    predicate = predicate.and(within);
+                }
+                let scan = scan_files(state, &self.schema, &segments, Some(&read), |source| source, |config| config)?;
+                inputs.push(Self::filtered(state, scan, predicate, wanted_of_read.clone())?);
+            }
             self.counters.opened(segments);
-            inputs.push(Self::filtered(state, scan, predicate, wanted_of_read.clone())?);
         }
         if memory_rows > 0 || inputs.is_empty() {
             let scan = MemorySourceConfig::try_new_exec(
@@ -295,10 +306,9 @@ impl TableProvider for DerivedScan {
             let predicate = range.predicate().unwrap_or_else(|| lit(true));
             inputs.push(Self::filtered(state, scan, predicate, wanted_of_read)?);
         }
-        match (inputs.pop(), inputs.pop()) {
-            (Some(only), None) => Ok(only),
-            (Some(memory), Some(files)) => UnionExec::try_new(vec![files, memory]),
-            _ => internal_err!("a scan without an input"),
+        match inputs.len() {
+            1 => inputs.pop().map_or_else(|| internal_err!("a scan without an input"), Ok),
+            _ => UnionExec::try_new(inputs),
         }
     }
 }

@@ -307,14 +307,21 @@ fn day_long_questions_read_hours_and_prune_segments() {
         ("SELECT service_name, sum(count) FROM span_metrics GROUP BY 1", rows / 4),
         ("SELECT client, server, sum(count), sum(errors) FROM service_edges GROUP BY 1, 2", rows / 4),
         ("SELECT sum(count) FROM span_metrics WHERE time >= '2026-03-01T01:00:00Z'", rows / 4),
-        ("SELECT sum(count) FROM span_metrics WHERE time >= '2026-03-01T01:00:10Z' AND time < '2026-03-01T02:10:10Z'", rows / 2),
+        (
+            "SELECT sum(count) FROM span_metrics WHERE time >= '2026-03-01T01:00:10Z' AND time < '2026-03-01T02:10:10Z'",
+            rows / 2,
+        ),
         ("SELECT sum(count) FROM span_metrics WHERE time < '2020-01-01T00:00:00Z'", 0),
     ] {
         let answer = ask(&bench.engine, sql).unwrap();
         let plan = bench.rows(&format!("EXPLAIN ANALYZE {sql}"));
-        let read: u64 = plan.replace("\\n", "\n").lines().filter(|line| line.contains("FilterExec") || line.contains("DataSourceExec"))
+        let read: u64 = plan
+            .replace("\\n", "\n")
+            .lines()
+            .filter(|line| line.contains("FilterExec") || line.contains("DataSourceExec"))
             .filter_map(|line| line.split("output_rows=").nth(1)?.split([',', ']']).next()?.trim().parse::<u64>().ok())
-            .max().unwrap_or(0);
+            .max()
+            .unwrap_or(0);
         assert!(read <= most, "{sql}: {read} rows, expected at most {most}\n{}", plan.replace("\\n", "\n"));
         let stats = answer.stats;
         assert_eq!(stats.segments_total, 1, "{sql}");

@@ -729,7 +729,8 @@ impl Run {
         }
         if snapshot.derived.as_ref().is_some_and(|derived| !derived.complete) {
             self.stats.update(|stats| {
-                let warning = "span_metrics and service_edges are being derived anew; until then they may miss older spans";
+                let warning =
+                    "span_metrics and service_edges are being derived anew; until then they may miss older spans";
                 stats.warnings.push(warning.to_owned());
             });
         }

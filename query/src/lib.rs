@@ -28,11 +28,11 @@
 mod aggregate;
 pub mod bounds;
 pub mod catalog;
-mod describe;
 mod collapse;
 mod derived;
 #[cfg(test)]
 mod derived_tests;
+mod describe;
 pub mod engine;
 pub mod error;
 #[cfg(test)]

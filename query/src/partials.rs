@@ -1,15 +1,14 @@
 //! The aggregates that make rows of derived tables out of partial ones: histograms of durations and
 //! exemplars. People do not call them; the views over derived tables do ([`crate::derived`]).
 //!
-//! The state of each has the columns of its arguments, so that adding a row, adding a state and
-//! handing a row on as a state are one thing. Not here: sums and extremes, which are SQL's own.
+//! The state of each has the columns of its arguments, so that adding a row and adding a state are
+//! one thing. Not here: sums and extremes, which are SQL's own.
 
-use std::fmt::Debug;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, FixedSizeBinaryArray, FixedSizeBinaryBuilder, Float64Array, Int16Array,
-    Int32Array, Int64Array, ListArray, ListBuilder, StringBuilder, StructArray, UInt64Array, new_empty_array,
+    Array, ArrayRef, AsArray, FixedSizeBinaryArray, FixedSizeBinaryBuilder, Float64Array, Int16Array, Int32Array,
+    Int64Array, ListArray, ListBuilder, StringBuilder, StructArray, UInt64Array, new_empty_array,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::datatypes::{DataType, Field, FieldRef, Int16Type, Int64Type};
@@ -17,13 +16,12 @@ use datafusion::common::{ScalarValue, internal_err};
 use datafusion::error::Result;
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
 use datafusion::logical_expr::utils::{AggregateOrderSensitivity, format_state_name};
-use datafusion::logical_expr::{
-    Accumulator, AggregateUDF, AggregateUDFImpl, EmitTo, GroupsAccumulator, Signature, Volatility,
-};
+use datafusion::logical_expr::{Accumulator, AggregateUDF, AggregateUDFImpl, GroupsAccumulator, Signature, Volatility};
 use model::derived::{buckets_type, counts_type};
 use model::durations::{SCALE, ZERO_BUCKET};
 use model::schema::bucket_fields;
 
+use crate::aggregate::{Fold, grouped, single};
 use crate::histogram::histogram_type;
 
 /// Buckets of a histogram beyond which its counts are kept for every bucket between the first and
@@ -42,21 +40,9 @@ pub(crate) fn merge_exemplars() -> Arc<AggregateUDF> {
 }
 
 fn function(which: Which) -> Arc<AggregateUDF> {
-    let signature = Signature::exact(which.columns().into_iter().map(|(_, kind)| kind).collect(), Volatility::Immutable);
+    let signature =
+        Signature::exact(which.columns().into_iter().map(|(_, kind)| kind).collect(), Volatility::Immutable);
     Arc::new(AggregateUDF::new_from_impl(Function { which, signature }))
-}
-
-/// A sum of partial rows.
-trait Merge: Debug + Default + Send + Sync + 'static {
-    /// The columns of a batch, ready to be read by row.
-    type Rows<'a>;
-    fn rows(columns: &[ArrayRef]) -> Result<Self::Rows<'_>>;
-    fn add(&mut self, rows: &Self::Rows<'_>, row: usize);
-    /// States as columns.
-    fn save(states: &[Self]) -> Vec<ArrayRef>;
-    fn finish(states: &[Self]) -> ArrayRef;
-    /// Bytes of a state on the heap, in constant time.
-    fn heap_bytes(&self) -> usize;
 }
 
 /// Counts by bucket.
@@ -129,6 +115,10 @@ impl Counts {
     }
 }
 
+/// The fold of `merge_durations`.
+#[derive(Debug)]
+struct MergeDurations;
+
 #[derive(Debug, Default)]
 struct Durations {
     counts: Counts,
@@ -155,10 +145,12 @@ fn mismatch<T>() -> Result<T> {
     internal_err!("partial rows of a derived table have other columns")
 }
 
-impl Merge for Durations {
+impl Fold for MergeDurations {
+    type State = Durations;
     type Rows<'a> = DurationRows<'a>;
+    type Saved<'a> = DurationRows<'a>;
 
-    fn rows(columns: &[ArrayRef]) -> Result<DurationRows<'_>> {
+    fn rows<'a>(&self, columns: &'a [ArrayRef]) -> Result<DurationRows<'a>> {
         let [buckets, counts, sums, min, max] = columns else { return mismatch() };
         let (Some(buckets), Some(counts)) = (buckets.as_list_opt::<i32>(), counts.as_list_opt::<i32>()) else {
             return mismatch();
@@ -174,20 +166,29 @@ impl Merge for Durations {
         })
     }
 
-    fn add(&mut self, rows: &DurationRows<'_>, row: usize) {
+    fn saved<'a>(&self, columns: &'a [ArrayRef]) -> Result<DurationRows<'a>> {
+        self.rows(columns)
+    }
+
+    fn merge(&self, state: &mut Durations, saved: &DurationRows<'_>, row: usize) -> Result<()> {
+        self.add(state, saved, row)
+    }
+
+    fn add(&self, state: &mut Durations, rows: &DurationRows<'_>, row: usize) -> Result<()> {
         let part = |ends: &[i32]| ends[row].unsigned_abs() as usize..ends[row + 1].unsigned_abs() as usize;
         let buckets = rows.buckets.values()[part(rows.bucket_ends)].iter().copied();
-        self.counts.add(buckets.zip(rows.counts.values()[part(rows.count_ends)].iter().copied()));
-        self.sum = self.sum.wrapping_add(known(rows.sums, row).unwrap_or_default());
+        state.counts.add(buckets.zip(rows.counts.values()[part(rows.count_ends)].iter().copied()));
+        state.sum = state.sum.wrapping_add(known(rows.sums, row).unwrap_or_default());
         let of = |known: Option<i64>, other: Option<i64>, choose: fn(i64, i64) -> i64| match (known, other) {
             (Some(known), Some(other)) => Some(choose(known, other)),
             (known, other) => known.or(other),
         };
-        self.min = of(self.min, known(rows.min, row), i64::min);
-        self.max = of(self.max, known(rows.max, row), i64::max);
+        state.min = of(state.min, known(rows.min, row), i64::min);
+        state.max = of(state.max, known(rows.max, row), i64::max);
+        Ok(())
     }
 
-    fn save(states: &[Self]) -> Vec<ArrayRef> {
+    fn save(&self, states: &[Durations]) -> Result<Vec<ArrayRef>> {
         let (mut buckets, mut counts) = (Vec::new(), Vec::new());
         let lengths = states.iter().map(|state| {
             let before = buckets.len();
@@ -199,25 +200,24 @@ impl Merge for Durations {
         });
         let ends = OffsetBuffer::from_lengths(lengths.collect::<Vec<_>>());
         let item = |data_type| Arc::new(Field::new("item", data_type, false));
-        vec![
+        Ok(vec![
             Arc::new(ListArray::new(item(DataType::Int16), ends.clone(), Arc::new(Int16Array::from(buckets)), None)),
             Arc::new(ListArray::new(item(DataType::Int64), ends, Arc::new(Int64Array::from(counts)), None)),
             Arc::new(Int64Array::from_iter_values(states.iter().map(|state| state.sum))),
             Arc::new(states.iter().map(|state| state.min).collect::<Int64Array>()),
             Arc::new(states.iter().map(|state| state.max).collect::<Int64Array>()),
-        ]
+        ])
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a histogram's sum and extremes are doubles, in SQL as in OTLP")]
-    fn finish(states: &[Self]) -> ArrayRef {
+    fn finish(&self, states: &mut [Durations]) -> Result<ArrayRef> {
         // A count below zero is of a call that was taken back before it came: none.
         let whole = |count: i64| u64::try_from(count).unwrap_or(0);
-        let zero_count = |state: &Self| {
-            state.counts.cells().find(|cell| cell.0 == ZERO_BUCKET).map_or(0, |cell| whole(cell.1))
-        };
+        let zero_count =
+            |state: &Durations| state.counts.cells().find(|cell| cell.0 == ZERO_BUCKET).map_or(0, |cell| whole(cell.1));
         let (mut offsets, mut lengths, mut items) = (Vec::new(), Vec::new(), Vec::new());
         let mut totals = Vec::with_capacity(states.len());
-        for state in states {
+        for state in states.iter() {
             let start = items.len();
             let mut total = zero_count(state);
             let mut first = None;
@@ -256,7 +256,7 @@ impl Merge for Durations {
             vec![Arc::new(Int32Array::from_value(0, rows)), no_list(DataType::UInt64)],
             None,
         );
-        let doubles = |of: fn(&Self) -> Option<i64>| -> ArrayRef {
+        let doubles = |of: fn(&Durations) -> Option<i64>| -> ArrayRef {
             Arc::new(states.iter().map(|state| of(state).map(|nanos| nanos as f64)).collect::<Float64Array>())
         };
         let present = NullBuffer::from_iter(totals.iter().map(|total| *total > 0));
@@ -274,22 +274,28 @@ impl Merge for Durations {
             Arc::new(negative),
         ];
         let DataType::Struct(fields) = histogram_type() else { unreachable!("a histogram is a struct") };
-        Arc::new(StructArray::new(fields, columns, Some(present)))
+        Ok(Arc::new(StructArray::new(fields, columns, Some(present))))
     }
 
-    fn heap_bytes(&self) -> usize {
-        self.counts.heap_bytes()
+    fn heap_bytes(state: &Durations) -> usize {
+        state.counts.heap_bytes()
     }
 }
+
+/// The fold of `merge_exemplars`.
+#[derive(Debug)]
+struct MergeExemplars;
 
 /// The slowest trace and the slowest failed one, each with its duration.
 #[derive(Debug, Default)]
 struct Exemplars([Option<(i64, [u8; 16])>; 2]);
 
-impl Merge for Exemplars {
+impl Fold for MergeExemplars {
+    type State = Exemplars;
     type Rows<'a> = [(&'a Int64Array, &'a FixedSizeBinaryArray); 2];
+    type Saved<'a> = Self::Rows<'a>;
 
-    fn rows(columns: &[ArrayRef]) -> Result<Self::Rows<'_>> {
+    fn rows<'a>(&self, columns: &'a [ArrayRef]) -> Result<Self::Rows<'a>> {
         let [slowest, trace, failed, failed_trace] = columns else { return mismatch() };
         let (Some(trace), Some(failed_trace)) =
             (trace.as_fixed_size_binary_opt(), failed_trace.as_fixed_size_binary_opt())
@@ -299,18 +305,29 @@ impl Merge for Exemplars {
         Ok([(slowest.as_primitive::<Int64Type>(), trace), (failed.as_primitive::<Int64Type>(), failed_trace)])
     }
 
-    fn add(&mut self, rows: &Self::Rows<'_>, row: usize) {
-        for (best, (numbers, traces)) in self.0.iter_mut().zip(rows) {
+    fn saved<'a>(&self, columns: &'a [ArrayRef]) -> Result<Self::Saved<'a>> {
+        self.rows(columns)
+    }
+
+    fn merge(&self, state: &mut Exemplars, saved: &Self::Saved<'_>, row: usize) -> Result<()> {
+        self.add(state, saved, row)
+    }
+
+    fn add(&self, state: &mut Exemplars, rows: &Self::Rows<'_>, row: usize) -> Result<()> {
+        for (best, (numbers, traces)) in state.0.iter_mut().zip(rows) {
             let trace = traces.is_valid(row).then(|| traces.value(row).try_into().ok()).flatten();
             let Some(offer) = known(numbers, row).zip(trace) else { continue };
             // Of equal ones the least trace, whatever the order of rows.
-            if best.is_none_or(|(number, trace)| (offer.0, std::cmp::Reverse(offer.1)) > (number, std::cmp::Reverse(trace))) {
+            if best.is_none_or(|(number, trace)| {
+                (offer.0, std::cmp::Reverse(offer.1)) > (number, std::cmp::Reverse(trace))
+            }) {
                 *best = Some(offer);
             }
         }
+        Ok(())
     }
 
-    fn save(states: &[Self]) -> Vec<ArrayRef> {
+    fn save(&self, states: &[Exemplars]) -> Result<Vec<ArrayRef>> {
         let columns = [0, 1].map(|which: usize| -> [ArrayRef; 2] {
             let numbers = states.iter().map(|state| state.0[which].map(|(number, _)| number));
             let mut traces = FixedSizeBinaryBuilder::with_capacity(states.len(), 16);
@@ -322,21 +339,21 @@ impl Merge for Exemplars {
             }
             [Arc::new(numbers.collect::<Int64Array>()), Arc::new(traces.finish())]
         });
-        columns.into_iter().flatten().collect()
+        Ok(columns.into_iter().flatten().collect())
     }
 
-    fn finish(states: &[Self]) -> ArrayRef {
+    fn finish(&self, states: &mut [Exemplars]) -> Result<ArrayRef> {
         let mut lists = ListBuilder::new(StringBuilder::new());
-        for Self([slowest, failed]) in states {
+        for Exemplars([slowest, failed]) in states.iter() {
             let slowest = slowest.map(|(_, trace)| trace);
             let failed = failed.map(|(_, trace)| trace).filter(|trace| Some(*trace) != slowest);
             slowest.into_iter().chain(failed).for_each(|trace| lists.values().append_value(hex::encode(trace)));
             lists.append(true);
         }
-        Arc::new(lists.finish())
+        Ok(Arc::new(lists.finish()))
     }
 
-    fn heap_bytes(&self) -> usize {
+    fn heap_bytes(_state: &Exemplars) -> usize {
         0
     }
 }
@@ -401,8 +418,8 @@ impl AggregateUDFImpl for Function {
 
     fn accumulator(&self, _args: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
         Ok(match self.which {
-            Which::Durations => Box::new(Single::<Durations>::default()),
-            Which::Exemplars => Box::new(Single::<Exemplars>::default()),
+            Which::Durations => single(MergeDurations),
+            Which::Exemplars => single(MergeExemplars),
         })
     }
 
@@ -412,102 +429,12 @@ impl AggregateUDFImpl for Function {
 
     fn create_groups_accumulator(&self, _args: AccumulatorArgs<'_>) -> Result<Box<dyn GroupsAccumulator>> {
         Ok(match self.which {
-            Which::Durations => Box::new(Grouped::<Durations>::default()),
-            Which::Exemplars => Box::new(Grouped::<Exemplars>::default()),
+            Which::Durations => grouped(MergeDurations),
+            Which::Exemplars => grouped(MergeExemplars),
         })
     }
 
     fn order_sensitivity(&self) -> AggregateOrderSensitivity {
         AggregateOrderSensitivity::Insensitive
-    }
-}
-
-#[derive(Debug, Default)]
-struct Single<M>([M; 1]);
-
-impl<M: Merge> Accumulator for Single<M> {
-    fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
-        let rows = M::rows(values)?;
-        (0..values[0].len()).for_each(|row| self.0[0].add(&rows, row));
-        Ok(())
-    }
-
-    fn merge_batch(&mut self, states: &[ArrayRef]) -> Result<()> {
-        self.update_batch(states)
-    }
-
-    fn evaluate(&mut self) -> Result<ScalarValue> {
-        ScalarValue::try_from_array(&M::finish(&self.0), 0)
-    }
-
-    fn state(&mut self) -> Result<Vec<ScalarValue>> {
-        M::save(&self.0).iter().map(|column| ScalarValue::try_from_array(column, 0)).collect()
-    }
-
-    fn size(&self) -> usize {
-        size_of::<Self>() + self.0[0].heap_bytes()
-    }
-}
-
-#[derive(Debug)]
-struct Grouped<M> {
-    states: Vec<M>,
-    heap_bytes: usize,
-}
-
-impl<M> Default for Grouped<M> {
-    fn default() -> Self {
-        Self { states: Vec::new(), heap_bytes: 0 }
-    }
-}
-
-impl<M: Merge> Grouped<M> {
-    fn emit(&mut self, emit_to: EmitTo) -> Vec<M> {
-        let emitted = emit_to.take_needed(&mut self.states);
-        self.heap_bytes -= emitted.iter().map(Merge::heap_bytes).sum::<usize>();
-        emitted
-    }
-}
-
-impl<M: Merge> GroupsAccumulator for Grouped<M> {
-    fn update_batch(
-        &mut self,
-        values: &[ArrayRef],
-        group_indices: &[usize],
-        opt_filter: Option<&BooleanArray>,
-        total_num_groups: usize,
-    ) -> Result<()> {
-        let rows = M::rows(values)?;
-        self.states.resize_with(total_num_groups, M::default);
-        for (row, group) in group_indices.iter().enumerate() {
-            if opt_filter.is_none_or(|filter| filter.is_valid(row) && filter.value(row)) {
-                let state = &mut self.states[*group];
-                let before = state.heap_bytes();
-                state.add(&rows, row);
-                self.heap_bytes = self.heap_bytes + state.heap_bytes() - before;
-            }
-        }
-        Ok(())
-    }
-
-    fn merge_batch(
-        &mut self,
-        values: &[ArrayRef],
-        group_indices: &[usize],
-        total_num_groups: usize,
-    ) -> Result<()> {
-        self.update_batch(values, group_indices, None, total_num_groups)
-    }
-
-    fn evaluate(&mut self, emit_to: EmitTo) -> Result<ArrayRef> {
-        Ok(M::finish(&self.emit(emit_to)))
-    }
-
-    fn state(&mut self, emit_to: EmitTo) -> Result<Vec<ArrayRef>> {
-        Ok(M::save(&self.emit(emit_to)))
-    }
-
-    fn size(&self) -> usize {
-        self.states.capacity() * size_of::<M>() + self.heap_bytes
     }
 }

@@ -169,18 +169,22 @@ fn raise_next_id(transaction: &Transaction<'_>, id: u64) -> Result<(), StoreErro
         .map_err(StoreError::manifest("set the next segment's number"))
 }
 
-fn delete(transaction: &Transaction<'_>, replaced: &Replaced) -> Result<usize, StoreError> {
-    let mut removed = 0;
-    for (statement, ids) in [
-        ("DELETE FROM derived_deltas WHERE id = ?1", &replaced.deltas),
-        ("DELETE FROM derived_segments WHERE id = ?1", &replaced.segments),
-    ] {
+/// Removes what is there of deltas and segments; returns what was not.
+fn delete(transaction: &Transaction<'_>, replaced: &Replaced) -> Result<Replaced, StoreError> {
+    let missing = |statement: &str, ids: &[u64]| {
+        let mut missing = Vec::new();
         for id in ids {
-            removed +=
-                transaction.execute(statement, [signed(*id)]).map_err(StoreError::manifest("remove derived rows"))?;
+            let removed = transaction.execute(statement, [signed(*id)]);
+            if removed.map_err(StoreError::manifest("remove derived rows"))? == 0 {
+                missing.push(*id);
+            }
         }
-    }
-    Ok(removed)
+        Ok::<_, StoreError>(missing)
+    };
+    Ok(Replaced {
+        deltas: missing("DELETE FROM derived_deltas WHERE id = ?1", &replaced.deltas)?,
+        segments: missing("DELETE FROM derived_segments WHERE id = ?1", &replaced.segments)?,
+    })
 }
 
 /// Numbers of deltas and segments that go.
@@ -193,6 +197,10 @@ pub(crate) struct Replaced {
 impl Replaced {
     pub(crate) fn len(&self) -> usize {
         self.deltas.len() + self.segments.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 
@@ -265,15 +273,19 @@ impl Manifest {
     }
 
     /// Replaces deltas and segments by what they add up to, unless one of them is gone in the
-    /// meantime. Returns whether it did.
-    pub(crate) fn commit_derived(&mut self, outputs: &[&DerivedMeta], replaced: &Replaced) -> Result<bool, StoreError> {
+    /// meantime. Returns those that are: none when it did.
+    pub(crate) fn commit_derived(
+        &mut self,
+        outputs: &[&DerivedMeta],
+        replaced: &Replaced,
+    ) -> Result<Replaced, StoreError> {
         let transaction = begin(&mut self.connection)?;
-        if delete(&transaction, replaced)? != replaced.len() {
-            return Ok(false);
+        let missing = delete(&transaction, replaced)?;
+        if missing.is_empty() {
+            outputs.iter().try_for_each(|meta| insert_segment(&transaction, meta))?;
+            transaction.commit().map_err(StoreError::manifest("commit derived rows"))?;
         }
-        outputs.iter().try_for_each(|meta| insert_segment(&transaction, meta))?;
-        transaction.commit().map_err(StoreError::manifest("commit derived rows"))?;
-        Ok(true)
+        Ok(missing)
     }
 
     /// Replaces what is left of deltas and segments by what was derived anew; the tenant's tables

@@ -395,11 +395,11 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let metas: Vec<&DerivedMeta> = outputs.iter().map(|segment| segment.meta()).collect();
         let mut manifest = lock(&self.manifest);
-        let committed = match manifest.commit_derived(&metas, replaced) {
-            Ok(committed) => committed,
+        let missing = match manifest.commit_derived(&metas, replaced) {
+            Ok(missing) => missing,
             // The answer may be lost and the commit done all the same.
             Err(error) => match metas.first().map(|meta| manifest.lists_derived(meta.id)).transpose() {
-                Ok(Some(true)) => true,
+                Ok(Some(true)) => Replaced::default(),
                 Ok(_) => {
                     outputs.iter().for_each(|segment| segment.make_obsolete());
                     return Err(error);
@@ -408,8 +408,9 @@ impl Store {
                 Err(_) => return Err(error),
             },
         };
-        if !committed {
+        if !missing.is_empty() {
             outputs.iter().for_each(|segment| segment.make_obsolete());
+            lock(&self.state).replace_derived(tenant, &missing, &[]);
             return Ok(true);
         }
         self.reach(Step::DerivedAfterCommit)?;
@@ -550,16 +551,17 @@ impl Store {
     /// Removes derived rows that are past the retention of traces; returns how many files and deltas.
     pub(super) fn expire_derived(&self, now: Timestamp) -> Result<usize, StoreError> {
         let keep = self.config.retention_of(Table::Spans.signal());
-        let expired = |age: Timestamp| age.plus_nanos(keep) < now;
+        let is_expired = |age: Timestamp| age.plus_nanos(keep) < now;
         let mut manifest = lock(&self.manifest);
         let mut by_tenant: BTreeMap<TenantId, Replaced> = BTreeMap::new();
         for (tenant, live) in &lock(&self.state).derived {
             let deltas: Vec<u64> =
-                live.deltas.iter().filter(|delta| expired(delta.age_time())).map(|delta| delta.id).collect();
+                live.deltas.iter().filter(|delta| is_expired(delta.age_time())).map(|delta| delta.id).collect();
             let segments = live.segments.iter().map(|segment| segment.meta());
-            let segments: Vec<u64> = segments.filter(|meta| expired(meta.age_time())).map(|meta| meta.id).collect();
-            if !(deltas.is_empty() && segments.is_empty()) {
-                by_tenant.insert(tenant.clone(), Replaced { deltas, segments });
+            let segments: Vec<u64> = segments.filter(|meta| is_expired(meta.age_time())).map(|meta| meta.id).collect();
+            let expired = Replaced { deltas, segments };
+            if !expired.is_empty() {
+                by_tenant.insert(tenant.clone(), expired);
             }
         }
         let mut removed = 0;
