@@ -525,7 +525,7 @@ def main():
     parser.add_argument("--godseye", required=True, help="the release binary")
     parser.add_argument("--sender", help="the binary whose loadgen sends (default: --godseye)")
     parser.add_argument("--rotel", help="the peer (default: the one of this Python's wheel)")
-    parser.add_argument("--only", default="decode,store,latency,memory", help="what to measure, by commas")
+    parser.add_argument("--only", default="decode,store,latency,memory,restart", help="what to measure, by commas")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--items", type=int, default=1_024_000, help="spans and logs per run; twice as many samples")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each latency run")

@@ -146,6 +146,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
         otlp_grpc: Some("0.0.0.0:31".to_owned()),
         otlp_http: Some("127.0.0.1:32".to_owned()),
         http: Some("127.0.0.1:33".to_owned()),
+        pg: Some("127.0.0.1:34".to_owned()),
         log_level: Some("trace".to_owned()),
         log_format: Some("text".to_owned()),
         allow_unauthenticated: Some(true),
@@ -155,6 +156,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     want.receivers.otlp.protocols.grpc.endpoint = "0.0.0.0:31".parse().unwrap();
     want.receivers.otlp.protocols.http.endpoint = "127.0.0.1:32".parse().unwrap();
     want.http.endpoint = "127.0.0.1:33".parse().unwrap();
+    want.pg.endpoint = "127.0.0.1:34".parse().unwrap();
     want.log.level = godseye::config::LogLevel::Trace;
     want.auth.allow_unauthenticated = true;
     assert_eq!(config, want);

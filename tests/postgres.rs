@@ -99,11 +99,8 @@ const TYPED: [(&str, &[&str]); 20] = [
         &[" explicit_bounds     | double precision[]       |", " bucket_counts       | bigint[]                 |"],
     ),
     (r"\d+ logs", &["The message; a structured body as JSON"]),
-    (
-        r"\d",
-        &[" public | ingest_ledger     | table | godseye", " public | spans             | table | godseye", "(8 rows)"],
-    ),
-    (r"\dt", &[" public | spans             | table | godseye", "(8 rows)"]),
+    (r"\d", &[" public | ingest_ledger     | table | godseye", " public | spans             | table | godseye"]),
+    (r"\dt", &[" public | spans             | table | godseye"]),
     (r"\dt+ spans", &["A span: one operation of one service in a trace"]),
     (r"\dt nothing", &["Did not find any relation named \"nothing\"."]),
     (r"\l", &[" godseye | godseye | UTF8     | C       | C     |", "(1 row)"]),

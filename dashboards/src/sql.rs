@@ -150,7 +150,7 @@ pub(crate) fn limits(doors: &Doors, limit: Option<u64>) -> Result<(Limits, Optio
                 .hint("try again when one of them has ended")
             })?;
             // What is sent is not held: rows and time bound it, and bytes need not.
-            let limits = Limits { rows_max: rows, timeout: deps.export.timeout, output_bytes_max: u64::MAX, ..usual };
+            let limits = Limits { rows_max: rows, timeout: deps.export.timeout, output_bytes_max: u64::MAX };
             Ok((limits, Some(permit)))
         }
     }

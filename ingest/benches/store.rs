@@ -30,6 +30,9 @@ const RUNS: usize = 3;
 /// Event time of the first item: 2026-11-01.
 const START_NS: u64 = 1_793_491_200_000_000_000;
 
+/// A fixture: seed, amount, time of the first item.
+type Generate = fn(u64, u64, u64) -> Vec<batches::Batch>;
+
 /// A store with the requests appended, flushed every so often.
 fn store(signal: Signal, bodies: &[bytes::Bytes], flush_every: Option<usize>) -> (TempDir, Arc<Store>) {
     let dir = tempfile::tempdir().expect("a temporary directory can be made");
@@ -42,7 +45,7 @@ fn store(signal: Signal, bodies: &[bytes::Bytes], flush_every: Option<usize>) ->
     for (index, group) in bodies.chunks(REQUESTS_PER_GROUP).enumerate() {
         let mut decoder = Decoder::default();
         for body in group {
-            decoder.decode(signal, body, &tenant, Timestamp(0), &mut OpenGate).expect("the fixture is valid");
+            decoder.decode(signal, body, Timestamp(0), &mut OpenGate).expect("the fixture is valid");
         }
         let entries = decoder.finish().into_iter().map(|(table, batch)| {
             let ledger = LedgerDelta { stored: batch.num_rows() as u64, ..LedgerDelta::default() };
@@ -72,7 +75,7 @@ fn least(rows: u64, mut run: impl FnMut() -> u64) -> f64 {
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let requests = (REQUESTS_PER_SEGMENT * SEGMENTS) as u64;
-    let fixtures: [(&str, Signal, fn(u64, u64, u64) -> Vec<batches::Batch>, u64); 3] = [
+    let fixtures: [(&str, Signal, Generate, u64); 3] = [
         ("spans", Signal::Traces, batches::spans_s, requests),
         ("logs", Signal::Logs, batches::logs_l, requests),
         ("metrics", Signal::Metrics, batches::metrics_m, requests * 500),

@@ -177,7 +177,7 @@ fn prepare(words: &[Word]) -> Result<Command, Unclear> {
             let ends = is_sign(words, at, ")");
             if ends || is_sign(words, at, ",") {
                 let name = words_of_type.join(" ");
-                let known = types::by_name(&name).or_else(|| match name.as_str() {
+                let known = types::by_name(&name).or(match name.as_str() {
                     "int" => Some(types::INT4),
                     "float" | "double" => Some(types::FLOAT8),
                     "decimal" => Some(types::NUMERIC),

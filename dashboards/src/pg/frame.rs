@@ -19,9 +19,6 @@ const FRAME_BYTES_MAX: usize = 256 << 10;
 /// Bytes that a client may send ahead while it waits for an answer; it is read no further until then.
 const AHEAD_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
 
-/// Parameters, formats and types of one frame. The protocol has 16 bits for them.
-const LIST_MAX: usize = u16::MAX as usize;
-
 /// Why a client's bytes make no sense; the connection cannot go on after it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FrameError {
@@ -250,7 +247,6 @@ impl Body {
 
     fn list<T>(&mut self, read: impl Fn(&mut Self) -> Result<T, FrameError>) -> Result<Vec<T>, FrameError> {
         let count = usize::from(self.u16()?);
-        debug_assert!(count <= LIST_MAX);
         // Each item has two bytes at least, so a count cannot ask for more memory than was sent.
         if count * 2 > self.bytes.len() {
             return Err(self.malformed());

@@ -335,8 +335,11 @@ pub(crate) mod tests {
         let path = dir.join(format!("{id}.parquet"));
         let tenant = TenantId::default_tenant();
         // Every other input is as version 1 wrote it.
-        let layout =
-            if id % 2 == 0 { layout::choose(table, [batch], &kinds_of([batch])) } else { Layout::of_table(table) };
+        let layout = if id.is_multiple_of(2) {
+            layout::choose(table, [batch], &kinds_of([batch]))
+        } else {
+            Layout::of_table(table)
+        };
         let sorted = laid_out(&sorted_batch(table, [batch]), &layout);
         let mut writer = SegmentWriter::create(&path, &layout, &tenant, Packing::FLUSH, &Varied::default()).unwrap();
         writer.write(&sorted).unwrap();

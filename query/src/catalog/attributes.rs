@@ -377,7 +377,7 @@ mod tests {
             &[("http.route", Value::String("/a")), ("http.ratio", Value::Double(0.5))],
         ]);
         let found = counted(&[Arc::clone(&column), column], "http.");
-        let shown: Vec<(&str, u64, usize, &[(String, u64)])> =
+        let shown: Vec<_> =
             found.iter().map(|key| (key.key.as_str(), key.rows, key.distinct, &key.values[..])).collect();
         let value = |text: &str, rows: u64| (text.to_owned(), rows);
         assert_eq!(
