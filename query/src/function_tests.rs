@@ -287,7 +287,7 @@ fn a_quantile_of_many_numbers_is_within_its_error() {
     source.memory(Table::Spans, rows.slice(0, 9_000));
     source.segment(Table::Spans, &rows.slice(9_000, 11_000));
     let engine = engine(&source);
-    for q in [0.0, 0.01, 0.5, 0.95, 0.999, 1.0] {
+    for q in [0.0_f64, 0.01, 0.5, 0.95, 0.999, 1.0] {
         for (by, n) in [("", 1), (" GROUP BY name ORDER BY name", 2)] {
             let answer = ask(&engine, &format!("SELECT quantile({q}, duration_ns) FROM spans{by}")).unwrap().rows;
             assert_eq!(answer.lines().count(), n);
@@ -361,7 +361,7 @@ fn a_broken_trace_is_shown_whole() {
             ("name", texts(&["lost", "hen", "egg", "root", "twin", "twin"])),
             ("start_time", times(&[5, 3, 4, 2, 6, 7].map(|nanos| T0 + nanos))),
             ("duration_ns", Arc::new(Int64Array::from(vec![1; 6]))),
-            ("events", events(&[&[]; 6])),
+            ("events", events(&[&[] as &[_]; 6])),
         ],
     );
     put(&source, Where::Both, Table::Spans, rows);

@@ -193,9 +193,9 @@ fn bucket_width(value: &ScalarValue) -> std::result::Result<Option<i64>, QueryEr
 
 /// The start of the bucket a time is in; `None` when that is before the first representable time.
 fn bucket_start(time: i64, width: i64, origin: i64) -> Option<i64> {
-    // Any start of a bucket is as good an origin; the one nearest the epoch cannot overflow.
-    let origin = origin.rem_euclid(width);
-    time.checked_sub(time.checked_sub(origin)?.rem_euclid(width))
+    // Each remainder is below the width, so nothing overflows but a start that cannot be told.
+    let into = time.rem_euclid(width) - origin.rem_euclid(width);
+    time.checked_sub(if into < 0 { into + width } else { into })
 }
 
 /// `time_bucket(interval, time [, origin])`

@@ -538,7 +538,7 @@ mod tests {
             (
                 "a cycle, with a span below it",
                 vec![node(4, 3, 0, 1), node(1, 3, 5, 1), node(2, 1, 3, 1), node(3, 2, 4, 1)],
-                "2 +3 0 !\n└─ 3 +4 1\n   ├─ 4 +0 1\n   └─ 1 +5 1",
+                "2 +3 1 !\n└─ 3 +4 1\n   ├─ 4 +0 1\n   └─ 1 +5 1",
             ),
             (
                 "two cycles",

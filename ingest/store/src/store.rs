@@ -923,8 +923,11 @@ impl Store {
             }
             state.add_deltas(deltas);
             state.frozen[table.index()] = None;
+            let spans_frozen = state.spans_frozen;
+            // Acknowledgements wait for `state` but never for `derived`.
+            drop(state);
             if table == Table::Spans {
-                derived.forget(state.spans_frozen - 1, self.config.clock.now());
+                derived.forget(spans_frozen - 1, self.config.clock.now());
             }
         }
         self.room.notify_all();

@@ -98,6 +98,7 @@ const COLUMNS: &[(&str, &str, &str)] = &[
     ("metric_histograms", "positive", "Buckets of positive measurements of an exponential histogram"),
     ("metric_histograms", "negative", "Buckets of negative measurements of an exponential histogram"),
     ("metric_histograms", "quantile_values", "Quantiles of a summary, as sent"),
+    ("metric_histograms", "histogram", "The point as one value, for the functions of histograms; null for a summary"),
     ("profiles", "time", "When the sample was taken; the profile's time when the sample has none"),
     ("profiles", "profile_id", "Id of the profile, as sent"),
     ("profiles", "duration_ns", "How long the profile ran, nanoseconds"),

@@ -318,7 +318,8 @@ fn edges(histogram: &Histogram) -> Vec<(f64, f64, u64)> {
             }
         }
         Buckets::Exponential(own) => {
-            let bound = |index: i64| exponent(index, own.scale).exp2();
+            // What was observed is a double, however far the bucket reaches.
+            let bound = |index: i64| exponent(index, own.scale).clamp(-1_074.0, 1_024.0).exp2().min(f64::MAX);
             for (index, count) in
                 (own.negative.offset..).zip(&own.negative.counts).collect::<Vec<_>>().into_iter().rev()
             {

@@ -342,16 +342,14 @@ impl Store {
     }
 
     fn merge_derived_once(&self) -> Result<bool, StoreError> {
-        let inputs: Vec<Arc<DerivedSegment>> = {
+        let mut inputs: Vec<Arc<DerivedSegment>> = {
             let state = lock(&self.state);
-            let segments = || {
-                let live = state.derived.iter().filter(|(tenant, _)| !self.is_rebuilding(tenant));
-                live.flat_map(|(_, live)| &live.segments)
-            };
-            let metas = segments().map(|segment| segment.meta());
-            let plan = merge::plan(metas, self.config.clock.now(), &self.config.compaction).unwrap_or_default();
-            segments().filter(|segment| plan.contains(&segment.meta().id)).map(Arc::clone).collect()
+            let live = state.derived.iter().filter(|(tenant, _)| !self.is_rebuilding(tenant));
+            live.flat_map(|(_, live)| live.segments.iter().map(Arc::clone)).collect()
         };
+        let metas = inputs.iter().map(|segment| segment.meta());
+        let plan = merge::plan(metas, self.config.clock.now(), &self.config.compaction).unwrap_or_default();
+        inputs.retain(|segment| plan.contains(&segment.meta().id));
         let Some(first) = inputs.first().map(|segment| segment.meta()) else { return Ok(false) };
         let bytes: u64 = inputs.iter().map(|segment| segment.meta().bytes).sum();
         if self.dir.free_bytes().saturating_sub(self.config.wal_min_free_bytes) < bytes {
