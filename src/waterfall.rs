@@ -372,17 +372,60 @@ mod tests {
     const NARROW: &str = "\
 trace 5b8e: 5 spans of 4 services, 124 ms, 1 error
 
-  span           service               duration      self 0              124 ms
-  GET /checkout  web                     124 ms     14 ms █████████████████████
-  ├─ SELECT cart cart                     20 ms     20 ms ████
+  span         service       duration      self 0     124 ms
+  GET /check…  web             124 ms     14 ms ████████████
+  ├─ SELECT …  cart             20 ms     20 ms ███
+✗ └─ POST /p…  payment          90 ms     89 ms   ██████████
+     ! card·[31m declined
+     └─ cach…  payment           1 µs       0 s    ▏
+? ship         a service w…         –         –            ▷
+? its parent span is not here
+";
+
+    const WIDE: &str = "\
+trace 5b8e: 5 spans of 4 services, 124 ms, 1 error
+
+  span                  service               duration      self 0                            124 ms
+  GET /checkout         web                     124 ms     14 ms ███████████████████████████████████
+  ├─ SELECT cart        cart                     20 ms     20 ms ███████
+✗ └─ POST /pay          payment                  90 ms     89 ms         ██████████████████████████
+     ! card·[31m declined
+     ◆ +118 ms  exception  exception.message=declined                                             ◆
+     ≡ +119 ms  ERROR card declined: insufficient funds, and a …                                  ≡
+     └─ cache 読み込み  payment                   1 µs       0 s         ▏
+? ship                  a service whose nam…         –         –                                   ▷
+of no span that is here
+  ≡ -1 ms  INFO of another span                                  ≡
+  ≡ +60 ms  INFO of the trace                                                    ≡
+? its parent span is not here
+";
+
+    const POINT: &str = "\
+trace 5b8e: 1 span of 1 service, 1 ns
+
+  span   service  duration      self 0                  1 ns
+  GET /  web           0 s       0 s ▏
 ";
 
     #[test]
     fn traces_as_waterfalls() {
-        for (what, spans, notes, width, expected) in [("narrow", shop(), vec![], 60, NARROW)] {
+        for (what, spans, notes, width, expected) in [
+            ("narrow", shop(), vec![], 60, NARROW),
+            ("with events and logs", shop(), notes(), 100, WIDE),
+            ("no time at all, and no room", vec![span(0, "GET /", "web", 0, 0, 0, 1)], vec![], 10, POINT),
+        ] {
             let found = draw("5b8e", &spans, &notes, View { width, color: false });
             assert_eq!(found, expected, "{what}\n{found}");
         }
-        println!("{}", draw("5b8e", &shop(), &notes(), View { width: 100, color: false }));
+    }
+
+    #[test]
+    fn colours_change_nothing_but_colour() {
+        let colored = draw("5b8e", &shop(), &notes(), View { width: 100, color: true });
+        assert!(colored.contains("\u{1b}[31m✗ \u{1b}[0m"), "{colored}");
+        let mut parts = colored.split('\u{1b}');
+        let mut plain = parts.next().unwrap().to_owned();
+        parts.for_each(|part| plain.push_str(part.split_once('m').unwrap().1));
+        assert_eq!(plain, WIDE);
     }
 }

@@ -18,6 +18,15 @@ const ID: &str = "5b8efff798038103d269b633813fc60c";
 const WATERFALL: &str = "\
 trace 5b8efff798038103d269b633813fc60c: 4 spans of 3 services, 120 ms, 1 error
 
+  span            service  duration      self 0                                               120 ms
+  GET /checkout   web        120 ms     10 ms ██████████████████████████████████████████████████████
+  ├─ SELECT cart  cart        20 ms     20 ms ██████████
+✗ └─ POST /pay    pay         90 ms     90 ms              █████████████████████████████████████████
+     ! card declined
+     ◆ +110 ms  exception  exception.type=De…                                                  ◆
+     ≡ +115 ms  ERROR pay declined: no funds                                                     ≡
+? sweep           cart        10 ms     10 ms                            █████
+? its parent span is not here
 ";
 
 /// A span in OTLP's JSON; times are milliseconds after the trace's start.
