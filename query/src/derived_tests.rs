@@ -122,7 +122,7 @@ fn calls(part: usize) -> RecordBatch {
     )
 }
 
-/// A question to a derived table, and the same to spans.
+/// A question to a derived table, and the same to spans; a sum of nothing is null.
 const QUESTIONS: &[(&str, &str)] = &[
     // Every row there is.
     (
@@ -153,7 +153,7 @@ const QUESTIONS: &[(&str, &str)] = &[
     ),
     (
         "SELECT upper(service_name), sum(count) FILTER (WHERE kind = 'CLIENT') FROM span_metrics GROUP BY 1 ORDER BY 1",
-        "SELECT upper(service_name), count(*) FILTER (WHERE kind = 'CLIENT') FROM spans GROUP BY 1 ORDER BY 1",
+        "SELECT upper(service_name), nullif(count(*) FILTER (WHERE kind = 'CLIENT'), 0) FROM spans GROUP BY 1 ORDER BY 1",
     ),
     (
         "SELECT date_bin(INTERVAL '1 hour', time), sum(count) FROM span_metrics GROUP BY 1 ORDER BY 1",
@@ -187,7 +187,7 @@ const QUESTIONS: &[(&str, &str)] = &[
     ),
     (
         "SELECT sum(count) FROM span_metrics WHERE '2026-03-01T01:00:05Z' > time AND service_name = 'pay'",
-        "SELECT count(*) FROM spans WHERE start_time < '2026-03-01T01:00:10Z' AND service_name = 'pay'",
+        "SELECT nullif(count(*), 0) FROM spans WHERE start_time < '2026-03-01T01:00:10Z' AND service_name = 'pay'",
     ),
     (
         "SELECT sum(count) FROM span_metrics WHERE time < '2026-03-01T01:00:00Z' OR service_name = 'pay'",
@@ -197,7 +197,7 @@ const QUESTIONS: &[(&str, &str)] = &[
     (
         "SELECT sum(m.count) FROM span_metrics m JOIN (SELECT DISTINCT server FROM service_edges WHERE NOT server_inferred) e
             ON m.service_name = e.server WHERE m.time >= '2026-03-01T01:00:00Z'",
-        "SELECT count(*) FROM spans WHERE service_name IN ('cart', 'pay') AND start_time >= '2026-03-01T01:00:00Z'",
+        "SELECT nullif(count(*), 0) FROM spans WHERE service_name IN ('cart', 'pay') AND start_time >= '2026-03-01T01:00:00Z'",
     ),
     // Calls.
     (
@@ -235,7 +235,7 @@ const QUESTIONS: &[(&str, &str)] = &[
         "SELECT count(*), 4 AS a, 4 AS b FROM spans WHERE duration_ns <= 0",
     ),
     ("SELECT sum(client_duration['count']) FROM service_edges WHERE NOT server_inferred",
-     "SELECT count(p.duration_ns) FROM spans c JOIN spans p ON c.trace_id = p.trace_id AND c.parent_span_id = p.span_id
+     "SELECT nullif(count(p.duration_ns), 0) FROM spans c JOIN spans p ON c.trace_id = p.trace_id AND c.parent_span_id = p.span_id
       WHERE c.kind = 'SERVER' AND p.service_name <> c.service_name"),
     // Exemplars are traces that are there.
     (
