@@ -90,15 +90,23 @@ pub fn run(args: &QueryArgs) -> Result<(), ClientError> {
         Output::Table => terminal::table(&serde_json::from_slice(&body).unwrap_or_default()).into_bytes(),
         Output::Json | Output::Ndjson | Output::Csv => body.to_vec(),
     };
-    let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(&text).and_then(|()| stdout.flush()) {
-        // `godseye query … | head` is not an error.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
-        written => written.map_err(ClientError::Stdout)?,
-    }
+    print(&text)?;
     match broke_off(&body, args.output) {
         Some(message) => Err(ClientError::BrokeOff { message }),
         None => Ok(()),
+    }
+}
+
+/// Writes to standard output.
+///
+/// # Errors
+/// [`ClientError::Stdout`].
+pub fn print(text: &[u8]) -> Result<(), ClientError> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text).and_then(|()| stdout.flush()) {
+        // `godseye query … | head` is not an error.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(ClientError::Stdout),
     }
 }
 

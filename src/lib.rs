@@ -13,3 +13,5 @@ pub mod loadgen;
 pub mod logging;
 pub mod server;
 pub mod terminal;
+pub mod trace;
+pub mod waterfall;

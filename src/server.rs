@@ -238,6 +238,8 @@ impl Server {
         })
         .map_err(|error| ServeError::Start { what: "the pipeline", detail: error.to_string() })?;
         doors.open(Arc::new(engine), Arc::new(registry));
+        let derived = Arc::clone(&store);
+        doors.offer_rebuild(Arc::new(move |tenant| derived.rebuild_derived(tenant).map_err(|error| error.to_string())));
 
         let maintenance = Maintenance::start(Arc::clone(&store))?;
         let receivers_stop = CancellationToken::new();

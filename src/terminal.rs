@@ -64,12 +64,17 @@ fn cell(value: &Value) -> String {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    let mut out: String = text.chars().map(|c| if c.is_control() || is_bidi(c) { '·' } else { c }).collect();
+    let mut out = clean(&text);
     if out.chars().count() > CELL_CHARS_MAX {
         out = out.chars().take(CELL_CHARS_MAX - 1).collect();
         out.push('…');
     }
     out
+}
+
+/// Text without characters that could redraw the terminal or reorder the line.
+pub(crate) fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() || is_bidi(c) { '·' } else { c }).collect()
 }
 
 /// Characters that reorder the line they stand in.

@@ -282,6 +282,17 @@ fn bytes_that_make_no_sense_end_their_connection_and_nothing_else() {
 }
 
 #[test]
+fn an_error_is_sent_before_the_client_says_that_it_knows() {
+    let server = Server::start();
+    let mut socket = connected(server.pg);
+    // Parse, and Flush where most drivers send Sync.
+    socket.write_all(b"P\0\0\0\x10\0nonsense\0\0\0H\0\0\0\x04").unwrap();
+    let mut answer = [0; 1];
+    socket.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"E");
+}
+
+#[test]
 fn a_drain_ends_sessions_and_exits() {
     let mut server = Server::start();
     let mut idle = connected(server.pg);

@@ -13,7 +13,7 @@
 //! - `formats`, `encoding`, `negotiate`: how an answer is written, compressed, and which way a client wants it
 //! - [`pg`]: the PostgreSQL door
 //! - `listen`: HTTP connections, and what bounds them
-//! - `probes`: `/healthz`, `/readyz`, `/metrics`, `/-/reload`, `/`
+//! - `probes`: `/healthz`, `/readyz`, `/metrics`, `/-/reload`, `/-/rebuild-derived`, `/`
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
 pub mod auth;
@@ -77,6 +77,9 @@ pub trait Readiness: Send + Sync {
 /// Reads the configuration again; the text says why it could not.
 pub type ReloadFn = dyn Fn() -> Result<(), String> + Send + Sync;
 
+/// Has a tenant's derived tables derived anew; the text says why it cannot.
+pub type RebuildFn = dyn Fn(&model::tenant::TenantId) -> Result<(), String> + Send + Sync;
+
 /// What the doors need from the start.
 pub struct Deps {
     /// For `/readyz`.
@@ -118,6 +121,7 @@ struct Shared {
     deps: Deps,
     opened: OnceLock<Opened>,
     exports: Arc<Semaphore>,
+    rebuild: OnceLock<Arc<RebuildFn>>,
 }
 
 /// The doors. Cheap to clone.
@@ -129,12 +133,17 @@ impl Doors {
     #[must_use]
     pub fn new(deps: Deps) -> Self {
         let exports = Arc::new(Semaphore::new(deps.export.at_once));
-        Self(Arc::new(Shared { deps, opened: OnceLock::new(), exports }))
+        Self(Arc::new(Shared { deps, opened: OnceLock::new(), rebuild: OnceLock::new(), exports }))
     }
 
     /// Opens them. A second call changes nothing.
     pub fn open(&self, engine: Arc<query::Engine>, registry: Arc<Registry>) {
         drop(self.0.opened.set(Opened { engine, registry }));
+    }
+
+    /// Lets people have derived tables derived anew. A second call changes nothing.
+    pub fn offer_rebuild(&self, rebuild: Arc<RebuildFn>) {
+        drop(self.0.rebuild.set(rebuild));
     }
 
     /// Every route.
@@ -147,6 +156,7 @@ impl Doors {
             .route("/healthz", get(probes::healthz))
             .route("/readyz", get(probes::readyz))
             .route("/-/reload", post(probes::reload))
+            .route("/-/rebuild-derived", post(probes::rebuild_derived))
             .route("/", get(probes::index))
             .fallback(|| async { error(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path", None) })
             .layer(DefaultBodyLimit::max(STATEMENT_BYTES_MAX))

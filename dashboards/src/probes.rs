@@ -1,7 +1,7 @@
 //! What operators and their machines ask: is it alive, is it ready, how is it doing.
 //!
 //! The health probes need no token: orchestrators have none, and they tell a state and nothing else.
-//! Metrics and reloading need one where there are any: metrics tell how much of what everyone sends,
+//! Metrics, reloading and rebuilding need one where there are any: metrics tell how much of what everyone sends,
 //! and scrapers can carry a credential.
 
 use axum::extract::State;
@@ -77,6 +77,25 @@ pub(crate) async fn reload(State(doors): State<Doors>, headers: HeaderMap) -> Re
     }
 }
 
+/// `POST /-/rebuild-derived`: derive `span_metrics` and `service_edges` of the token's tenant anew
+/// from its spans. That goes on in the background; answers carry a warning until it is done.
+pub(crate) async fn rebuild_derived(State(doors): State<Doors>, headers: HeaderMap) -> Response {
+    let tenant = match doors.tenant(&headers, Scope::Query) {
+        Ok(tenant) => tenant,
+        Err(response) => return *response,
+    };
+    if let Err(response) = doors.opened() {
+        return *response;
+    }
+    match doors.0.rebuild.get().map(|rebuild| rebuild(&tenant)) {
+        Some(Ok(())) => (StatusCode::ACCEPTED, "deriving span_metrics and service_edges anew\n").into_response(),
+        Some(Err(why)) => {
+            error(StatusCode::SERVICE_UNAVAILABLE, "unavailable", &format!("cannot derive anew: {why}"), None)
+        }
+        None => error(StatusCode::NOT_FOUND, "not_found", "this server derives nothing", None),
+    }
+}
+
 /// `GET /`: which doors there are.
 pub(crate) async fn index() -> &'static str {
     "\
@@ -88,6 +107,7 @@ GodsEye
   GET  /metrics                                            about this process
   GET  /healthz  /readyz                                   probes
   POST /-/reload                                           read the configuration again
+  POST /-/rebuild-derived                                  derive span_metrics and service_edges anew
 
   curl -d 'SELECT count(*) FROM spans' http://HOST/api/v1/sql
 "

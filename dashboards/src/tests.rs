@@ -55,6 +55,7 @@ async fn before_the_store_is_open_probes_answer_and_nothing_else() {
         ("GET", "/nowhere", 404, "not_found"),
         ("GET", "/", 200, "/api/v1/sql"),
         ("POST", "/-/reload", 422, "godseye.yaml:3:5"),
+        ("POST", "/-/rebuild-derived", 503, "replaying"),
     ] {
         let (found, body) = ask(&doors, method, path, None).await;
         assert_eq!(found.as_u16(), status, "{method} {path}: {body}");
@@ -79,6 +80,9 @@ async fn a_token_is_asked_for_before_anything_else() {
         ("POST", "/-/reload", None, 401),
         ("POST", "/-/reload", Some("writer"), 403),
         ("POST", "/-/reload", Some("reader"), 422),
+        ("POST", "/-/rebuild-derived", None, 401),
+        ("POST", "/-/rebuild-derived", Some("writer"), 403),
+        ("POST", "/-/rebuild-derived", Some("reader"), 503),
         ("GET", "/metrics", None, 401),
         ("GET", "/metrics", Some("wrong"), 401),
         ("GET", "/metrics", Some("writer"), 403),

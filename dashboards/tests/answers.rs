@@ -419,6 +419,27 @@ async fn a_query_that_takes_too_long_is_not_sent_again_by_itself() {
 }
 
 #[tokio::test]
+async fn deriving_anew_is_asked_of_whoever_can() {
+    let rebuild = || Request::post("/-/rebuild-derived").body(Body::empty()).unwrap();
+    for (answer, status, part) in [
+        (None, 404, "derives nothing"),
+        (Some(Ok(())), 202, "anew"),
+        (Some(Err("the disk is full".to_owned())), 503, "the disk is full"),
+    ] {
+        let doors = doors(limits());
+        if let Some(answer) = answer {
+            doors.offer_rebuild(Arc::new(move |tenant| {
+                assert_eq!(*tenant, TenantId::default_tenant());
+                answer.clone()
+            }));
+        }
+        let (found, _, body) = send(&doors, rebuild()).await;
+        let body = String::from_utf8(body).unwrap();
+        assert!(found == status && body.contains(part), "{found} {body}");
+    }
+}
+
+#[tokio::test]
 async fn metrics_count_queries_by_outcome() {
     let doors = doors(limits());
     post(&doors, "", "*/*", SQL).await;

@@ -32,7 +32,10 @@ use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
+use datafusion::sql::resolve::resolve_table_references;
 use futures::StreamExt as _;
+use model::derived::DerivedTable;
+use model::signal::Table;
 use model::tenant::TenantId;
 use object_store::local::LocalFileSystem;
 use prometheus_client::metrics::counter::Counter;
@@ -47,6 +50,7 @@ use tokio::time::Instant;
 
 use crate::bounds;
 use crate::catalog::{self, Catalog};
+use crate::collapse::CollapsePartials;
 use crate::error::{ErrorKind, QueryError, is_storage};
 use crate::functions::{Functions, guarded};
 use crate::guard::{self, Checked, DENIED_FUNCTIONS};
@@ -230,7 +234,11 @@ impl Engine {
             .into_iter()
             .filter(|function| !denied(function.name()))
             .map(guarded)
+            .chain(crate::time::functions())
+            .chain(crate::histogram::scalar_functions())
             .collect();
+        let mut aggregate_functions = SessionStateDefaults::default_aggregate_functions();
+        aggregate_functions.extend(crate::aggregate::functions());
         let metadata_cache = RuntimeEnvBuilder::new()
             .with_metadata_cache_limit(config.metadata_cache_bytes_max)
             .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
@@ -241,7 +249,7 @@ impl Engine {
             disk: Arc::new(LocalFileSystem::new()),
             metadata_cache,
             scalar_functions,
-            aggregate_functions: SessionStateDefaults::default_aggregate_functions(),
+            aggregate_functions,
             window_functions: SessionStateDefaults::default_window_functions(),
             physical_rules: std::iter::once(Arc::new(AttributesIntoScans) as _)
                 .chain(PhysicalOptimizer::new().rules)
@@ -709,11 +717,25 @@ impl Run {
         excluded: &BTreeSet<u64>,
         counters: Arc<ScanCounters>,
     ) -> Result<Started, DataFusionError> {
-        let mut snapshot = self.engine.source.snapshot(&self.tenant);
+        let mut snapshot = if names_derived_table(&statement)? {
+            self.engine.source.snapshot_with_derived(&self.tenant)
+        } else {
+            self.engine.source.snapshot(&self.tenant)
+        };
         if !excluded.is_empty() {
-            for table in model::signal::Table::ALL {
+            for table in Table::ALL {
                 snapshot.table_mut(table).segments.retain(|segment| !excluded.contains(&segment.id));
             }
+            for table in snapshot.derived.iter_mut().flat_map(|derived| &mut derived.tables) {
+                table.segments.retain(|segment| !excluded.contains(&segment.id));
+            }
+        }
+        if snapshot.derived.as_ref().is_some_and(|derived| !derived.complete) {
+            self.stats.update(|stats| {
+                let warning =
+                    "span_metrics and service_edges are being derived anew; until then they may miss older spans";
+                stats.warnings.push(warning.to_owned());
+            });
         }
         let state = self.engine.session(&self.tenant, snapshot, &counters)?;
         let plan = state.statement_to_plan(statement).await?;
@@ -788,6 +810,12 @@ pub(crate) fn columns_schema() -> SchemaRef {
 /// The columns of SHOW TABLES.
 pub(crate) fn tables_schema() -> SchemaRef {
     Arc::new(Schema::new(vec![Field::new("table_name", DataType::Utf8, false)]))
+}
+
+/// Whether a statement reads a derived table, whose rows take some work to have at hand.
+fn names_derived_table(statement: &Statement) -> Result<bool, DataFusionError> {
+    let (tables, _) = resolve_table_references(statement, true)?;
+    Ok(tables.iter().any(|table| DerivedTable::from_name(table.table()).is_some()))
 }
 
 /// Makes joins and unnests give way between batches. One batch of their input can become thousands
@@ -916,8 +944,11 @@ impl Inner {
         scalar_functions.extend(functions.public());
         let kinds = functions.clone();
         let tables = Tables::new(tenant.clone(), snapshot, Arc::clone(&self.source), kinds, Arc::clone(counters));
-        let described = Catalog::new(Arc::new(tables));
+        let tables = Arc::new(tables);
+        let described = Catalog::new(Arc::clone(&tables));
         scalar_functions.extend(described.functions());
+        let histogram_quantile =
+            scalar_functions.iter().find(|function| function.name() == "histogram_quantile").map(Arc::clone);
         let mut planners: Vec<Arc<dyn datafusion::logical_expr::planner::ExprPlanner>> =
             vec![Arc::new(TelemetryPlanner(functions.clone()))];
         planners.extend(SessionStateDefaults::default_expr_planners());
@@ -935,8 +966,10 @@ impl Inner {
             .with_scalar_functions(scalar_functions)
             .with_aggregate_functions(self.aggregate_functions.clone())
             .with_window_functions(self.window_functions.clone())
+            .with_table_function_list(crate::trace::table_functions(&tables))
             .with_expr_planners(planners)
             .with_analyzer_rules(rules)
+            .with_optimizer_rule(Arc::new(CollapsePartials { histogram_quantile }))
             .with_physical_optimizer_rules(self.physical_rules.clone())
             .build();
         state.catalog_list().register_catalog(catalog::DATABASE.to_owned(), catalog);

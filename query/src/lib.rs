@@ -14,23 +14,37 @@
 //! - [`bounds`]: limits on the plan, before anything is optimised or run
 //! - [`source`]: what the engine needs from storage; [`StoreSource`]: the store, as that
 //! - [`provider`]: a physical table as a scan with pruning; `layout`: the columns of its files
-//! - [`tables`]: the logical tables people type
+//! - [`tables`]: the logical tables people type; `derived`, `partials`, `collapse`: those derived from spans
 //! - [`catalog`]: what there is to ask, for programs: tables, columns, attribute keys, `information_schema`
 //! - [`script`]: statements and parameters in a text; what one asks for and answers is a [`Description`]
 //! - [`functions`], [`rewrite`]: typed attribute access and hex ids
+//! - `time`, `rate`, `histogram`, `quantile`: the functions over time and metrics; `aggregate`: how
+//!   those that aggregate run
+//! - [`trace`]: one trace as a table
 //! - [`render`]: answers as text and Arrow
 //! - [`error`]: every way a query can fail, and its HTTP status
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
+mod aggregate;
 pub mod bounds;
 pub mod catalog;
+mod collapse;
+mod derived;
+#[cfg(test)]
+mod derived_tests;
 mod describe;
 pub mod engine;
 pub mod error;
+#[cfg(test)]
+mod function_tests;
 pub mod functions;
 pub mod guard;
+mod histogram;
 mod layout;
+mod partials;
 pub mod provider;
+mod quantile;
+mod rate;
 pub mod render;
 pub mod rewrite;
 pub mod script;
@@ -41,9 +55,12 @@ pub mod tables;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod time;
+pub mod trace;
 
 pub use describe::Description;
 pub use engine::{Engine, EngineConfig, Limits, QueryOutput, QueryStats};
 pub use error::{ErrorKind, QueryError};
 pub use source::{SegmentFile, Snapshot, Source};
 pub use stored::StoreSource;
+pub use time::write_duration;

@@ -59,6 +59,56 @@ impl ScanCounters {
     pub fn scanned(&self) -> Vec<SegmentFile> {
         self.scanned.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    pub(crate) fn opened(&self, segments: Vec<SegmentFile>) {
+        self.scanned.lock().unwrap_or_else(PoisonError::into_inner).extend(segments);
+    }
+}
+
+/// Segments as a scan of Parquet files with these columns. What else is to be known of the files
+/// and of the scan, `source` and `config` add.
+pub(crate) fn scan_files(
+    state: &dyn Session,
+    schema: &SchemaRef,
+    segments: &[SegmentFile],
+    projection: Option<&Vec<usize>>,
+    source: impl FnOnce(ParquetSource) -> ParquetSource,
+    config: impl FnOnce(FileScanConfigBuilder) -> FileScanConfigBuilder,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let url = ObjectStoreUrl::parse(SEGMENT_STORE)?;
+    let mut files = Vec::with_capacity(segments.len());
+    for segment in segments {
+        files.push(PartitionedFile::new_from_meta(ObjectMeta {
+            location: Path::from_absolute_path(&segment.path)
+                .map_err(|error| datafusion::error::DataFusionError::ObjectStore(Box::new(error.into())))?,
+            last_modified: Default::default(), // Segments never change; the cache key is the path.
+            size: segment.bytes,
+            e_tag: None,
+            version: None,
+        }));
+    }
+    let options = state.config_options();
+    let parquet = TableParquetOptions { global: options.execution.parquet.clone(), ..TableParquetOptions::default() };
+    let runtime = state.runtime_env();
+    let readers = CachedParquetFileReaderFactory::new(
+        runtime.object_store(url.clone())?,
+        runtime.cache_manager.get_file_metadata_cache(),
+    );
+    let parquet = ParquetSource::new(Arc::clone(schema))
+        .with_table_parquet_options(parquet)
+        .with_parquet_file_reader_factory(Arc::new(readers))
+        .with_pushdown_filters(true);
+    let rows: u64 = segments.iter().map(|segment| segment.rows).sum();
+    let statistics = Statistics {
+        num_rows: Precision::Exact(usize::try_from(rows).unwrap_or(usize::MAX)),
+        ..Statistics::new_unknown(schema)
+    };
+    let partitions = state.config().target_partitions();
+    let builder = FileScanConfigBuilder::new(url, Arc::new(source(parquet)))
+        .with_file_groups(FileGroup::new(files).split_files(partitions))
+        .with_statistics(statistics)
+        .with_projection_indices(projection.cloned())?;
+    Ok(DataSourceExec::from_data_source(config(builder).build()))
 }
 
 /// One stored table of one snapshot.
@@ -123,47 +173,18 @@ impl PhysicalTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let url = ObjectStoreUrl::parse(SEGMENT_STORE)?;
-        let mut files = Vec::with_capacity(segments.len());
-        for segment in segments {
-            files.push(PartitionedFile::new_from_meta(ObjectMeta {
-                location: Path::from_absolute_path(&segment.path)
-                    .map_err(|error| datafusion::error::DataFusionError::ObjectStore(Box::new(error.into())))?,
-                last_modified: Default::default(), // Segments never change; the cache key is the path.
-                size: segment.bytes,
-                e_tag: None,
-                version: None,
-            }));
-        }
-        let options = state.config_options();
-        let parquet =
-            TableParquetOptions { global: options.execution.parquet.clone(), ..TableParquetOptions::default() };
-        let runtime = state.runtime_env();
-        let readers = CachedParquetFileReaderFactory::new(
-            runtime.object_store(url.clone())?,
-            runtime.cache_manager.get_file_metadata_cache(),
-        );
-        let mut source = ParquetSource::new(Arc::clone(&self.schema))
-            .with_table_parquet_options(parquet)
-            .with_parquet_file_reader_factory(Arc::new(readers))
-            .with_pushdown_filters(true);
-        if let Some(predicate) = self.attribute_predicate(state, filters)? {
-            source = source.with_predicate(predicate);
-        }
-        let rows: u64 = segments.iter().map(|segment| segment.rows).sum();
-        let statistics = Statistics {
-            num_rows: Precision::Exact(usize::try_from(rows).unwrap_or(usize::MAX)),
-            ..Statistics::new_unknown(&self.schema)
-        };
-        let partitions = state.config().target_partitions();
-        let config = FileScanConfigBuilder::new(url, Arc::new(source))
-            .with_file_groups(FileGroup::new(files).split_files(partitions))
-            .with_statistics(statistics)
-            .with_projection_indices(projection.cloned())?
-            .with_limit(limit)
-            .with_expr_adapter(Some(Arc::new(AdapterFactory(self.table))))
-            .build();
-        Ok(DataSourceExec::from_data_source(config))
+        let predicate = self.attribute_predicate(state, filters)?;
+        scan_files(
+            state,
+            &self.schema,
+            segments,
+            projection,
+            |source| match predicate {
+                Some(predicate) => source.with_predicate(predicate),
+                None => source,
+            },
+            |config| config.with_limit(limit).with_expr_adapter(Some(Arc::new(AdapterFactory(self.table)))),
+        )
     }
 }
 
@@ -255,7 +276,7 @@ impl TableProvider for PhysicalTable {
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(2);
         if !segments.is_empty() {
             inputs.push(self.scan_segments(state, &segments, projection, filters, limit)?);
-            self.counters.scanned.lock().unwrap_or_else(PoisonError::into_inner).extend(segments);
+            self.counters.opened(segments);
         }
         if memory_rows > 0 || inputs.is_empty() {
             let batches = [self.rows.memory.clone()];

@@ -106,7 +106,7 @@ impl Functions {
     }
 }
 
-fn parse_id(text: &str, width: i32) -> Result<Vec<u8>> {
+pub(crate) fn parse_id(text: &str, width: i32) -> Result<Vec<u8>> {
     let width = usize::try_from(width).unwrap_or_default();
     hex::decode(text).ok().filter(|bytes| bytes.len() == width).ok_or_else(|| {
         let shown: String = text.chars().take(64).collect();

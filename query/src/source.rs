@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use model::attributes::Kinds;
+use model::derived::DerivedTable;
 use model::ledger::LedgerLine;
 use model::signal::Table;
 use model::tenant::TenantId;
@@ -53,14 +54,26 @@ impl SegmentFile {
 pub struct TableSnapshot {
     /// Segments, in any order.
     pub segments: Vec<SegmentFile>,
-    /// Batches of `model::schema::schema(table)`.
+    /// Batches of the table's schema.
     pub memory: Vec<RecordBatch>,
+}
+
+/// The partial rows of the derived tables.
+#[derive(Clone, Debug, Default)]
+pub struct Derived {
+    /// By [`DerivedTable::index`]. Rows in memory are of the finest resolution; segments have the
+    /// sums over longer intervals beside them.
+    pub tables: [TableSnapshot; DerivedTable::COUNT],
+    /// They miss nothing: false while they are derived anew.
+    pub complete: bool,
 }
 
 /// One instant of one tenant's data (I3).
 #[derive(Clone)]
 pub struct Snapshot {
     tables: [TableSnapshot; Table::COUNT],
+    /// What is derived from these spans; `None` unless it was asked for.
+    pub derived: Option<Derived>,
     /// Which kinds each attribute key has been seen with.
     pub kinds: Arc<dyn ObservedKinds>,
 }
@@ -75,7 +88,7 @@ impl Snapshot {
     /// A snapshot without rows.
     #[must_use]
     pub fn new(kinds: Arc<dyn ObservedKinds>) -> Self {
-        Self { tables: std::array::from_fn(|_| TableSnapshot::default()), kinds }
+        Self { tables: std::array::from_fn(|_| TableSnapshot::default()), derived: None, kinds }
     }
 
     /// The rows of a table.
@@ -153,6 +166,12 @@ pub trait ObservedKinds: Send + Sync {
 pub trait Source: Send + Sync {
     /// The tenant's data at this instant; every acknowledged row is in it.
     fn snapshot(&self, tenant: &TenantId) -> Snapshot;
+
+    /// As [`Source::snapshot`], with the derived tables of the same instant; that costs a little
+    /// for each span that came in the last moments. Where nothing is derived they are empty.
+    fn snapshot_with_derived(&self, tenant: &TenantId) -> Snapshot {
+        Snapshot { derived: Some(Derived { complete: true, ..Derived::default() }), ..self.snapshot(tenant) }
+    }
 
     /// The tenant's ingest ledger.
     ///

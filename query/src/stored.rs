@@ -6,12 +6,13 @@
 use std::sync::Arc;
 
 use model::attributes::{Kind, Kinds};
+use model::derived::DerivedTable;
 use model::ledger::LedgerLine;
 use model::signal::Table;
 use model::tenant::TenantId;
-use store::{AttributeKinds, Segment, Store};
+use store::{AttributeKinds, DerivedSegment, Segment, Store};
 
-use crate::source::{Container, ObservedKinds, SegmentFile, Snapshot, Source};
+use crate::source::{Container, Derived, ObservedKinds, SegmentFile, Snapshot, Source};
 
 /// A [`Store`] to ask questions of.
 pub struct StoreSource(Arc<Store>);
@@ -50,9 +51,8 @@ impl ObservedKinds for StoredKinds {
     }
 }
 
-impl Source for StoreSource {
-    fn snapshot(&self, tenant: &TenantId) -> Snapshot {
-        let stored = self.0.snapshot(tenant);
+impl StoreSource {
+    fn handed_over(stored: &store::Snapshot) -> Snapshot {
         let kinds = Table::ALL.map(|table| Arc::clone(&stored.table(table).kinds));
         let mut snapshot = Snapshot::new(Arc::new(StoredKinds(kinds)));
         for table in Table::ALL {
@@ -77,22 +77,65 @@ impl Source for StoreSource {
         }
         snapshot
     }
+}
+
+fn derived_file(segment: &Arc<DerivedSegment>) -> SegmentFile {
+    let meta = segment.meta();
+    SegmentFile {
+        id: meta.id,
+        path: segment.path().to_path_buf(),
+        rows: meta.rows,
+        bytes: meta.bytes,
+        min_time: meta.min_time.0,
+        max_time: meta.max_time.0,
+        pin: Some(Arc::clone(segment) as _),
+    }
+}
+
+impl Source for StoreSource {
+    fn snapshot(&self, tenant: &TenantId) -> Snapshot {
+        Self::handed_over(&self.0.snapshot(tenant))
+    }
+
+    fn snapshot_with_derived(&self, tenant: &TenantId) -> Snapshot {
+        let stored = self.0.snapshot_with_derived(tenant);
+        let mut snapshot = Self::handed_over(&stored);
+        if let Some(from) = stored.derived() {
+            let mut derived = Derived { complete: from.is_complete(), ..Derived::default() };
+            for table in DerivedTable::ALL {
+                let (from, into) = (from.table(table), &mut derived.tables[table.index()]);
+                into.memory.clone_from(&from.memory);
+                into.segments = from.segments.iter().map(derived_file).collect();
+            }
+            snapshot.derived = Some(derived);
+        }
+        snapshot
+    }
 
     fn ledger(&self, tenant: &TenantId) -> Result<Vec<LedgerLine>, String> {
         self.0.ledger(tenant).map_err(|error| error.to_string())
     }
 
     fn verify(&self, segment: &SegmentFile) -> Result<(), String> {
-        let pinned = segment.pin.as_ref().and_then(|pin| pin.downcast_ref::<Segment>());
-        match pinned {
-            Some(stored) if self.0.verify(stored) => Ok(()),
-            Some(_) => Err("its checksum is not what was written".to_owned()),
+        let pin = segment.pin.as_ref();
+        let verified = match pin.and_then(|pin| pin.downcast_ref::<Segment>()) {
+            Some(stored) => Some(self.0.verify(stored)),
+            None => pin.and_then(|pin| pin.downcast_ref::<DerivedSegment>()).map(DerivedSegment::verify),
+        };
+        match verified {
+            Some(true) => Ok(()),
+            Some(false) => Err("its checksum is not what was written".to_owned()),
             None => Err("it is not a segment of this store".to_owned()),
         }
     }
 
     fn quarantine(&self, segment: &SegmentFile, why: &str) -> Result<(), String> {
-        self.0.quarantine(segment.id, why).map(drop).map_err(|error| error.to_string())
+        let pin = segment.pin.as_ref().and_then(|pin| pin.downcast_ref::<DerivedSegment>());
+        let outcome = match pin {
+            Some(derived) => self.0.quarantine_derived(derived, why),
+            None => self.0.quarantine(segment.id, why),
+        };
+        outcome.map(drop).map_err(|error| error.to_string())
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Views are plans that the optimizer merges into the query: filters and projections reach the
 //! Parquet scan as if the columns had been stored under these names. Column names are part of the
-//! product's interface. Not here: derived tables that are stored (`span_metrics` and the like).
+//! product's interface. Not here: the views of derived tables ([`crate::derived`]).
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,6 +15,7 @@ use datafusion::datasource::{ViewTable, provider_as_source};
 use datafusion::error::Result;
 use datafusion::functions::core::expr_fn::{coalesce, get_field};
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder, cast, col};
+use model::derived::DerivedTable;
 use model::ledger::LedgerLine;
 use model::schema::time_type;
 use model::signal::Table;
@@ -22,12 +23,23 @@ use model::tenant::TenantId;
 
 use crate::error::{ErrorKind, QueryError, external};
 use crate::functions::Functions;
+use crate::histogram;
 use crate::provider::{PhysicalTable, ScanCounters};
 use crate::source::{Container, Snapshot, Source};
 
 /// Every table there is, in the order SHOW TABLES prints.
-pub const TABLE_NAMES: [&str; 8] =
-    ["spans", "span_events", "span_links", "logs", "metric_points", "metric_histograms", "profiles", "ingest_ledger"];
+pub const TABLE_NAMES: [&str; 10] = [
+    "spans",
+    "span_events",
+    "span_links",
+    "logs",
+    "metric_points",
+    "metric_histograms",
+    "profiles",
+    "span_metrics",
+    "service_edges",
+    "ingest_ledger",
+];
 
 /// The tables of one query: one tenant, one snapshot.
 pub struct Tables {
@@ -75,6 +87,8 @@ impl Tables {
                 Container::Links,
                 &["trace_id", "span_id", "trace_state", "flags", "dropped_attributes_count"],
             )?,
+            "span_metrics" => self.derived(DerivedTable::SpanMetrics)?,
+            "service_edges" => self.derived(DerivedTable::ServiceEdges)?,
             "ingest_ledger" => self.ledger()?,
             _ => return Ok(None),
         }))
@@ -214,6 +228,7 @@ impl Tables {
             "negative",
             "quantile_values",
         ]));
+        columns.push(histogram::column().alias("histogram"));
         columns.extend(self.contexts(Table::MetricHistograms));
         columns
     }
@@ -267,6 +282,11 @@ impl Tables {
             self.functions.origin(get_field(col("item"), "attributes"), Table::Spans, container).alias("attributes"),
         );
         Ok(Arc::new(ViewTable::new(plan.project(columns)?.build()?, None)))
+    }
+
+    fn derived(&self, table: DerivedTable) -> Result<Arc<dyn TableProvider>> {
+        let rows = self.snapshot.derived.as_ref().map(|derived| derived.tables[table.index()].clone());
+        Ok(Arc::new(ViewTable::new(crate::derived::view(table, rows, &self.counters)?, None)))
     }
 
     fn ledger(&self) -> Result<Arc<dyn TableProvider>> {

@@ -19,11 +19,11 @@ use crate::render;
 use crate::source::Source;
 use crate::testing::{SECOND, T0, TestSource, attributes, batch, contexts, events, ids, texts, times};
 
-const TRACE_A: [u8; 16] =
+pub(crate) const TRACE_A: [u8; 16] =
     [0x5b, 0x8e, 0xff, 0xf7, 0x98, 0x03, 0x81, 0x03, 0xd2, 0x69, 0xb6, 0x33, 0x81, 0x3f, 0xc6, 0x0c];
 const TRACE_B: [u8; 16] = [0xee; 16];
 
-fn span_id(last: u8) -> [u8; 8] {
+pub(crate) fn span_id(last: u8) -> [u8; 8] {
     [0, 0, 0, 0, 0, 0, 0, last]
 }
 
@@ -145,27 +145,16 @@ pub(crate) fn points() -> RecordBatch {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Where {
+pub(crate) enum Where {
     Memory,
     Segments,
     Both,
 }
 
-fn source(place: Where) -> Arc<TestSource> {
+pub(crate) fn source(place: Where) -> Arc<TestSource> {
     let source = TestSource::new();
     for (table, rows) in [(Table::Spans, spans()), (Table::Logs, logs()), (Table::MetricPoints, points())] {
-        let half = rows.num_rows() / 2;
-        match place {
-            Where::Memory => source.memory(table, rows),
-            Where::Segments => {
-                source.segment(table, &rows.slice(0, half));
-                source.segment(table, &rows.slice(half, rows.num_rows() - half));
-            }
-            Where::Both => {
-                source.segment(table, &rows.slice(half, rows.num_rows() - half));
-                source.memory(table, rows.slice(0, half));
-            }
-        }
+        put(&source, place, table, rows);
     }
     source.memory(Table::MetricHistograms, batch(Table::MetricHistograms, 1, &[]));
     source.memory(Table::Profiles, batch(Table::Profiles, 1, &[]));
@@ -174,12 +163,27 @@ fn source(place: Where) -> Arc<TestSource> {
     Arc::new(source)
 }
 
-fn engine(source: &Arc<TestSource>) -> Engine {
+pub(crate) fn put(source: &TestSource, place: Where, table: Table, rows: RecordBatch) {
+    let half = rows.num_rows() / 2;
+    match place {
+        Where::Memory => source.memory(table, rows),
+        Where::Segments => {
+            source.segment(table, &rows.slice(0, half));
+            source.segment(table, &rows.slice(half, rows.num_rows() - half));
+        }
+        Where::Both => {
+            source.segment(table, &rows.slice(half, rows.num_rows() - half));
+            source.memory(table, rows.slice(0, half));
+        }
+    }
+}
+
+pub(crate) fn engine(source: &Arc<TestSource>) -> Engine {
     let config = EngineConfig { threads: 2, memory_bytes_max: 64 << 20, ..EngineConfig::default() };
     Engine::new(config, Arc::clone(source) as Arc<dyn Source>).unwrap()
 }
 
-fn limits() -> Limits {
+pub(crate) fn limits() -> Limits {
     Limits { timeout: Duration::from_secs(60), ..Limits::default() }
 }
 
@@ -391,7 +395,7 @@ pub(crate) const ANSWERS: &[(&str, &str)] = &[
     ("SELECT time FROM ingest_ledger LIMIT 1", "[\"2026-03-01T00:00:00.000000000Z\"]"),
     (
         "SHOW TABLES",
-        "[\"spans\"]\n[\"span_events\"]\n[\"span_links\"]\n[\"logs\"]\n[\"metric_points\"]\n[\"metric_histograms\"]\n[\"profiles\"]\n[\"ingest_ledger\"]",
+        "[\"spans\"]\n[\"span_events\"]\n[\"span_links\"]\n[\"logs\"]\n[\"metric_points\"]\n[\"metric_histograms\"]\n[\"profiles\"]\n[\"span_metrics\"]\n[\"service_edges\"]\n[\"ingest_ledger\"]",
     ),
     (
         "DESCRIBE ingest_ledger",

@@ -409,7 +409,11 @@ impl Session {
                 Ok(_) if self.skipping => Ok(()),
                 Ok(frame) => {
                     let answered = self.extended(frame).await;
-                    self.tell(answered, true)
+                    match self.tell(answered, true) {
+                        // At once: a client may wait for the error before it says that it knows.
+                        Ok(()) if self.skipping => self.out.flush().await,
+                        told => told,
+                    }
                 }
             };
             if answered.is_err() {

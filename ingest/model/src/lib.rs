@@ -7,6 +7,7 @@
 //! # Layout
 //! - [`signal`]: the four OTLP signals and the tables their items become
 //! - [`schema`]: the physical Arrow schema of every table, with its format version
+//! - [`derived`]: the tables derived from spans; [`durations`]: their latency histogram
 //! - [`attributes`]: how attributes are laid out in columns, exactly, and read back
 //! - [`context`]: resource and scope, dictionary-encoded whole
 //! - [`value`]: `AnyValue` on the wire: limits, kinds, JSON
@@ -19,6 +20,8 @@
 pub mod attributes;
 pub mod columns;
 pub mod context;
+pub mod derived;
+pub mod durations;
 pub mod ledger;
 pub mod limits;
 pub mod schema;

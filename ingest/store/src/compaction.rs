@@ -74,7 +74,7 @@ pub fn plan<'a>(
 }
 
 /// 0 for what is small, then one more for each factor.
-fn size_class(bytes: u64, config: &CompactionConfig) -> u32 {
+pub(crate) fn size_class(bytes: u64, config: &CompactionConfig) -> u32 {
     let mut class = 0;
     let mut end = config.small_bytes.max(1);
     while bytes >= end && class < u64::BITS {

@@ -10,6 +10,7 @@
 //! - [`wal`]: the write-ahead log; [`record`]: the bytes of an entry in it
 //! - [`segment`]: one Parquet file; [`layout`]: its columns; [`gather`]: rows from one layout to another;
 //!   [`catalog`]: the attribute keys in it
+//! - `derived`: `span_metrics` and `service_edges`, counted as spans come in
 //! - [`compaction`] and [`retention`]: what to merge and what to delete, as pure plans
 //! - [`config`], [`error`], [`metrics`]: what their names say
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
@@ -17,6 +18,7 @@
 pub mod catalog;
 pub mod compaction;
 pub mod config;
+mod derived;
 pub mod error;
 pub mod gather;
 pub mod layout;
@@ -35,9 +37,10 @@ pub mod wal;
 
 pub use catalog::{AttributeKinds, Container};
 pub use config::{CompactionConfig, StoreConfig};
+pub use derived::segment::{DerivedMeta, DerivedSegment};
 pub use error::StoreError;
 pub use layout::{Layout, Promoted};
 pub use metrics::Metrics;
 pub use record::LogEntryMeta;
 pub use segment::{Segment, SegmentFile, SegmentMeta};
-pub use store::{Entry, ReplayProgress, Snapshot, Stats, Store, TableSnapshot};
+pub use store::{DerivedSnapshot, DerivedTables, Entry, ReplayProgress, Snapshot, Stats, Store, TableSnapshot};

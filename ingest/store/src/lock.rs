@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use model::derived::DerivedTable;
 use model::signal::Table;
 use model::tenant::TenantId;
 use rustix::fs::{FlockOperation, flock};
@@ -54,6 +55,11 @@ impl DataDir {
 
     /// The folder of the segments of one tenant and table.
     pub(crate) fn segment_dir(&self, tenant: &TenantId, table: Table) -> PathBuf {
+        self.segments().join(tenant.as_str()).join(table.name())
+    }
+
+    /// The folder of the segments of one tenant and derived table.
+    pub(crate) fn derived_dir(&self, tenant: &TenantId, table: DerivedTable) -> PathBuf {
         self.segments().join(tenant.as_str()).join(table.name())
     }
 

@@ -5,6 +5,7 @@
 //! those around the transaction, in an order that a crash cannot spoil.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use model::ledger::{LedgerLine, RejectReason};
@@ -14,6 +15,7 @@ use model::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 
 use crate::catalog::AttributeKinds;
+use crate::derived::manifest::{self as derived, Delta};
 use crate::error::StoreError;
 use crate::segment::SegmentMeta;
 
@@ -21,7 +23,8 @@ use crate::segment::SegmentMeta;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Each migration raises `user_version` by one. Released ones never change (I12).
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE meta (
         name  TEXT PRIMARY KEY,
         value INTEGER NOT NULL
@@ -58,7 +61,9 @@ const MIGRATIONS: &[&str] = &["
         items  INTEGER NOT NULL,
         PRIMARY KEY (tenant, minute, signal, reason)
     ) STRICT, WITHOUT ROWID;
-"];
+",
+    derived::MIGRATION,
+];
 
 /// What the manifest held at start.
 #[derive(Debug)]
@@ -81,6 +86,8 @@ pub(crate) struct FlushCommit<'a> {
     pub(crate) table: Table,
     pub(crate) segments: Vec<(&'a SegmentMeta, &'a AttributeKinds)>,
     pub(crate) ledger: Vec<(&'a TenantId, LedgerLine)>,
+    /// What the segments' rows add to the derived tables.
+    pub(crate) deltas: &'a [Arc<Delta>],
     /// Every row of the table up to this log record is in a segment now.
     pub(crate) high_water: u64,
     /// Every row of any table up to this log record is.
@@ -90,12 +97,12 @@ pub(crate) struct FlushCommit<'a> {
 /// The manifest, open.
 #[derive(Debug)]
 pub(crate) struct Manifest {
-    connection: Connection,
+    pub(crate) connection: Connection,
     path: PathBuf,
 }
 
 /// SQLite's integers are signed; a number above its range is kept as the same 64 bits.
-const fn signed(value: u64) -> i64 {
+pub(crate) const fn signed(value: u64) -> i64 {
     value.cast_signed()
 }
 
@@ -189,7 +196,7 @@ impl Manifest {
         Ok(loaded)
     }
 
-    fn damaged(&self, reason: String) -> StoreError {
+    pub(crate) fn damaged(&self, reason: String) -> StoreError {
         StoreError::ManifestDamaged { path: self.path.clone(), reason }
     }
 
@@ -215,6 +222,7 @@ impl Manifest {
         for (meta, kinds) in &flush.segments {
             insert_segment(&transaction, meta, kinds)?;
         }
+        derived::insert_deltas(&transaction, flush.deltas)?;
         {
             let mut statement = transaction
                 .prepare(
@@ -329,7 +337,7 @@ impl Manifest {
     }
 }
 
-fn begin(connection: &mut Connection) -> Result<Transaction<'_>, StoreError> {
+pub(crate) fn begin(connection: &mut Connection) -> Result<Transaction<'_>, StoreError> {
     connection
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .map_err(StoreError::manifest("begin a transaction"))
@@ -425,6 +433,7 @@ mod tests {
             table: Table::Logs,
             segments,
             ledger: vec![(tenant, line)],
+            deltas: &[],
             high_water: seq,
             covered_seq: seq - 1,
         }

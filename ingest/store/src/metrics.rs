@@ -61,6 +61,12 @@ pub struct Metrics {
     pub segments_quarantined: Gauge,
     /// Files that no manifest lists, removed at start.
     pub orphans_removed: Counter,
+    /// Memory of the spans that calls may still be found with.
+    pub derived_index_bytes: Gauge,
+    /// Callees given up whose caller did not come.
+    pub derived_callees_unpaired: Counter,
+    /// Times that a tenant's derived tables were derived anew.
+    pub derived_rebuilds: Counter,
     /// Groups that were refused, by reason.
     pub refused: Family<Label, Counter>,
 }
@@ -95,6 +101,9 @@ impl Default for Metrics {
             segments_expired: Counter::default(),
             segments_quarantined: Gauge::default(),
             orphans_removed: Counter::default(),
+            derived_index_bytes: Gauge::default(),
+            derived_callees_unpaired: Counter::default(),
+            derived_rebuilds: Counter::default(),
             refused: Family::default(),
         }
     }
@@ -140,6 +149,24 @@ impl Metrics {
             "store_orphans_removed",
             "Files removed at start that no manifest lists",
             &m.orphans_removed,
+        );
+        register(
+            registry,
+            "store_derived_index_bytes",
+            "Memory of the spans that calls may still be found with",
+            &m.derived_index_bytes,
+        );
+        register(
+            registry,
+            "store_derived_callees_unpaired",
+            "Callees given up whose caller did not come",
+            &m.derived_callees_unpaired,
+        );
+        register(
+            registry,
+            "store_derived_rebuilds",
+            "Times that a tenant's derived tables were derived anew",
+            &m.derived_rebuilds,
         );
         register(registry, "store_refused", "Groups refused", &m.refused);
         metrics

@@ -486,11 +486,13 @@ impl SegmentFile {
     /// # Errors
     /// When it cannot be read.
     pub fn rows(&self, batch_rows: usize) -> Result<ParquetRecordBatchReader, StoreError> {
+        self.reader(batch_rows)?.build().map_err(StoreError::parquet("read", &self.path))
+    }
+
+    /// A reader that is still to be told which rows and columns.
+    pub(crate) fn reader(&self, batch_rows: usize) -> Result<ParquetRecordBatchReaderBuilder<File>, StoreError> {
         let file = self.file.try_clone().map_err(StoreError::io("open", &self.path))?;
-        ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
-            .with_batch_size(batch_rows)
-            .build()
-            .map_err(StoreError::parquet("read", &self.path))
+        Ok(ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone()).with_batch_size(batch_rows))
     }
 }
 

@@ -4,10 +4,15 @@
 //! segments aside; one thread runs [`Store::maintain`], which flushes and, on a second thread of
 //! its own, merges and expires. Not here: decoding, admission, SQL.
 //!
-//! Locks, in the order they are taken: `flushing` → `wal` → `ledger_gate` → `manifest` → `state`.
-//! Nobody holds `state` across I/O, so that a query never waits for a disk.
+//! Locks, in the order they are taken: `flushing` → `wal` → `ledger_gate` → `manifest` → `derived` →
+//! `state`. Nobody holds `state` across I/O, so that a query never waits for a disk.
+//!
+//! - [`derived`]: the derived tables' part
+
+mod derived;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -24,6 +29,9 @@ use model::time::Timestamp;
 use crate::catalog::AttributeKinds;
 use crate::compaction::{self, MergeError};
 use crate::config::StoreConfig;
+use crate::derived::deriver::Deriver;
+use crate::derived::manifest::Delta;
+use crate::derived::rebuild::Rebuild;
 use crate::error::{StoreError, is_damage};
 use crate::gather::{Gatherer, Pick};
 use crate::layout::{self, Layout};
@@ -39,6 +47,9 @@ use crate::segment::{
 };
 use crate::sort;
 use crate::wal::{self, Record, Recovery, Wal, WalOptions};
+
+use self::derived::DerivedLive;
+pub use self::derived::{DerivedSnapshot, DerivedTables};
 
 /// How often the flusher looks at ages when nothing wakes it: half a second is below what anybody
 /// notices of a flush interval of seconds, and costs nothing.
@@ -76,6 +87,8 @@ pub(crate) enum Step {
     AfterPublishBeforeWalTruncate,
     CompactionBeforeCommit,
     CompactionAfterCommit,
+    DerivedBeforeCommit,
+    DerivedAfterCommit,
 }
 
 /// What a test wants to happen at a step.
@@ -130,6 +143,7 @@ pub struct Entry {
 pub struct Snapshot {
     tenant: TenantId,
     tables: [TableSnapshot; Table::COUNT],
+    derived: Option<Arc<DerivedTables>>,
 }
 
 impl Snapshot {
@@ -143,6 +157,12 @@ impl Snapshot {
     #[must_use]
     pub const fn table(&self, table: Table) -> &TableSnapshot {
         &self.tables[table.index()]
+    }
+
+    /// The derived tables; `None` unless they were asked for.
+    #[must_use]
+    pub const fn derived(&self) -> Option<&Arc<DerivedTables>> {
+        self.derived.as_ref()
     }
 }
 
@@ -202,6 +222,9 @@ impl Live {
     }
 }
 
+/// One table of a tenant at an instant: segments, and batches of each memtable with their kinds.
+type Captured = (Live, Vec<(Vec<Arc<RecordBatch>>, Arc<AttributeKinds>)>);
+
 /// A memtable on its way into segments.
 #[derive(Debug)]
 struct Frozen {
@@ -217,6 +240,9 @@ struct State {
     active: [Memtable; Table::COUNT],
     frozen: [Option<Arc<Frozen>>; Table::COUNT],
     live: BTreeMap<(TenantId, Table), Live>,
+    derived: BTreeMap<TenantId, DerivedLive>,
+    /// How many memtables of spans were frozen: the number of the active one.
+    spans_frozen: u64,
     published_seq: u64,
 }
 
@@ -351,9 +377,14 @@ pub struct Store {
     /// what is persisted to what is in memory.
     ledger_gate: RwLock<()>,
     manifest: Mutex<Manifest>,
+    derived: Mutex<Deriver>,
     state: Mutex<State>,
     /// Told when a flush has made room in memory.
     room: Condvar,
+    /// The one under way; between its steps the compactor does other work.
+    rebuild: Mutex<Option<Rebuild>>,
+    /// What ids are hashed with.
+    seed: u64,
     next_segment_id: AtomicU64,
     wal_bytes: AtomicU64,
     quarantined: AtomicU64,
@@ -371,7 +402,14 @@ pub struct Store {
 struct Flushing {
     /// Segments of a frozen memtable that are under their final names. When the answer of the
     /// commit was lost, the same commit is tried again with the same segments.
-    prepared: [Option<Vec<Arc<Segment>>>; Table::COUNT],
+    prepared: [Option<Prepared>; Table::COUNT],
+}
+
+/// What a commit adds.
+#[derive(Debug)]
+struct Prepared {
+    segments: Vec<Arc<Segment>>,
+    deltas: Vec<Arc<Delta>>,
 }
 
 impl Store {
@@ -402,6 +440,7 @@ impl Store {
         for meta in &loaded.quarantined {
             set_aside(&dir, meta);
         }
+        let (derived, derived_files) = derived::open(&dir, &mut manifest)?;
         // One that could not be moved stays: only what nobody lists is removed.
         let set_aside = loaded.quarantined.iter();
         let listed: HashSet<PathBuf> = live
@@ -409,6 +448,7 @@ impl Store {
             .flatten()
             .map(|segment| segment.path().to_owned())
             .chain(set_aside.map(|meta| dir.segment_dir(&meta.tenant, meta.table).join(meta.file_name())))
+            .chain(derived_files)
             .collect();
         metrics.orphans_removed.inc_by(remove_orphans(&dir, &listed)?);
 
@@ -416,6 +456,8 @@ impl Store {
             active: Table::ALL.map(Memtable::new),
             frozen: [const { None }; Table::COUNT],
             live: live.into_iter().map(|(key, segments)| (key, Live::of(segments))).collect(),
+            derived,
+            spans_frozen: 0,
             published_seq: 0,
         };
         let mut replay = Replay {
@@ -444,14 +486,18 @@ impl Store {
         state.published_seq = wal.next_seq() - 1;
         report(&recovery, &metrics);
 
+        let seed = RandomState::new().hash_one(loaded.next_segment_id);
         let store = Arc::new(Self {
             flushing: Mutex::default(),
             wal_bytes: AtomicU64::new(wal.bytes()),
             wal: Mutex::new(wal),
             ledger_gate: RwLock::new(()),
             manifest: Mutex::new(manifest),
+            derived: Mutex::new(Deriver::new(seed)),
             state: Mutex::new(state),
             room: Condvar::new(),
+            rebuild: Mutex::default(),
+            seed,
             next_segment_id: AtomicU64::new(loaded.next_segment_id),
             quarantined: AtomicU64::new(loaded.quarantined.len() as u64),
             ledger_expired_day: AtomicI64::new(i64::MIN),
@@ -581,21 +627,27 @@ impl Store {
     /// What a tenant's queries see now.
     #[must_use]
     pub fn snapshot(&self, tenant: &TenantId) -> Snapshot {
-        let parts = {
-            let state = lock(&self.state);
-            Table::ALL.map(|table| {
-                let live = state.live.get(&(tenant.clone(), table)).cloned().unwrap_or_default();
-                let frozen = state.frozen[table.index()].as_ref().map(|frozen| &frozen.memtable);
-                let memory: Vec<_> = frozen
-                    .into_iter()
-                    .chain([&state.active[table.index()]])
-                    .filter_map(|memtable| memtable.tenants().get(tenant))
-                    .map(|rows| (rows.batches().to_vec(), Arc::clone(rows.kinds())))
-                    .collect();
-                (live, memory)
-            })
-        };
-        let tables = parts.map(|(live, memory)| {
+        let captured = Self::capture(&lock(&self.state), tenant);
+        Self::assemble(tenant, captured)
+    }
+
+    /// Everything of a tenant at this instant.
+    fn capture(state: &State, tenant: &TenantId) -> [Captured; Table::COUNT] {
+        Table::ALL.map(|table| {
+            let live = state.live.get(&(tenant.clone(), table)).cloned().unwrap_or_default();
+            let frozen = state.frozen[table.index()].as_ref().map(|frozen| &frozen.memtable);
+            let memory = frozen
+                .into_iter()
+                .chain([&state.active[table.index()]])
+                .filter_map(|memtable| memtable.tenants().get(tenant))
+                .map(|rows| (rows.batches().to_vec(), Arc::clone(rows.kinds())))
+                .collect();
+            (live, memory)
+        })
+    }
+
+    fn assemble(tenant: &TenantId, captured: [Captured; Table::COUNT]) -> Snapshot {
+        let tables = captured.map(|(live, memory)| {
             let mut kinds = live.kinds;
             for (_, of_memory) in &memory {
                 if kinds.is_empty() {
@@ -607,7 +659,7 @@ impl Store {
             let memory = memory.iter().flat_map(|(batches, _)| batches).map(|batch| (**batch).clone()).collect();
             TableSnapshot { segments: live.segments, memory, kinds }
         });
-        Snapshot { tenant: tenant.clone(), tables }
+        Snapshot { tenant: tenant.clone(), tables, derived: None }
     }
 
     /// Tenants that have rows or counts, in order.
@@ -762,6 +814,8 @@ impl Store {
                     failed = true;
                 }
             }
+            // Between flushes as well, so that a query that wants derived rows finds little left to count.
+            self.count_spans();
             if failed {
                 self.flusher.pause(delay, stop);
                 delay = (delay * 2).min(RETRY_DELAY_MAX);
@@ -779,7 +833,8 @@ impl Store {
         }
         let mut delay = RETRY_DELAY_MIN;
         while !stop.load(Ordering::Acquire) {
-            let outcome = self.expire().and_then(|_| self.compact_once());
+            let merged = self.expire().and_then(|_| self.compact_once());
+            let outcome = merged.and_then(|merged| Ok(self.tend_derived()? || merged));
             match outcome {
                 Ok(true) => delay = RETRY_DELAY_MIN,
                 Ok(false) => {
@@ -854,6 +909,7 @@ impl Store {
             return None;
         }
         let memtable = std::mem::replace(&mut state.active[table.index()], Memtable::new(table));
+        state.spans_frozen += u64::from(table == Table::Spans);
         let high_water = state.published_seq;
         let covered_seq = state.first_unflushed(Some(table)) - 1;
         let frozen = Arc::new(Frozen { memtable, high_water, covered_seq });
@@ -861,21 +917,20 @@ impl Store {
         Some(frozen)
     }
 
-    fn flush_frozen(
-        &self,
-        table: Table,
-        frozen: &Frozen,
-        prepared: &mut Option<Vec<Arc<Segment>>>,
-    ) -> Result<(), StoreError> {
-        if prepared.is_none() {
-            *prepared = Some(self.write_segments(table, &frozen.memtable)?);
-        }
-        let segments = prepared.as_deref().unwrap_or_default();
+    fn flush_frozen(&self, table: Table, frozen: &Frozen, prepared: &mut Option<Prepared>) -> Result<(), StoreError> {
+        let Prepared { segments, deltas } = match prepared {
+            Some(prepared) => prepared,
+            None => {
+                let deltas = if table == Table::Spans { self.deltas_of(frozen) } else { Vec::new() };
+                prepared.insert(Prepared { segments: self.write_segments(table, &frozen.memtable)?, deltas })
+            }
+        };
         self.reach(Step::AfterRenameBeforeManifest)?;
         let commit = FlushCommit {
             table,
             segments: segments.iter().map(|segment| (segment.meta(), segment.kinds())).collect(),
             ledger: frozen.memtable.ledger().collect(),
+            deltas,
             high_water: frozen.high_water,
             covered_seq: frozen.covered_seq,
         };
@@ -884,12 +939,20 @@ impl Store {
             let mut manifest = lock(&self.manifest);
             manifest.commit_flush(&commit)?;
             self.reach(Step::AfterManifestBeforePublish)?;
+            let mut derived = lock(&self.derived);
             let mut state = lock(&self.state);
-            for segment in segments {
+            for segment in segments.iter() {
                 let key = (segment.meta().tenant.clone(), table);
                 state.add(&key, Arc::clone(segment));
             }
+            state.add_deltas(deltas);
             state.frozen[table.index()] = None;
+            let spans_frozen = state.spans_frozen;
+            // Acknowledgements wait for `state` but never for `derived`.
+            drop(state);
+            if table == Table::Spans {
+                derived.forget(spans_frozen - 1, self.config.clock.now());
+            }
         }
         self.room.notify_all();
         drop(commit);
@@ -1120,9 +1183,12 @@ impl Store {
             manifest.expire_ledger(now.plus_nanos(self.config.ledger_retention_ns.saturating_neg()))?;
             self.ledger_expired_day.store(now.day(), Ordering::Relaxed);
         }
+        drop(manifest);
+        self.expire_derived(now)?;
         if ids.is_empty() {
             return Ok(0);
         }
+        let mut manifest = lock(&self.manifest);
         manifest.remove(&ids)?;
         let mut removed = Vec::with_capacity(ids.len());
         let found: Vec<_> = {
@@ -1182,6 +1248,8 @@ impl Store {
             Step::AfterPublishBeforeWalTruncate => fail::fail_point!("store_after_publish_before_wal_truncate"),
             Step::CompactionBeforeCommit => fail::fail_point!("store_compaction_before_commit"),
             Step::CompactionAfterCommit => fail::fail_point!("store_compaction_after_commit"),
+            Step::DerivedBeforeCommit => fail::fail_point!("store_derived_before_commit"),
+            Step::DerivedAfterCommit => fail::fail_point!("store_derived_after_commit"),
         }
         #[cfg(test)]
         match *lock(&self.fault) {
@@ -1382,6 +1450,8 @@ pub fn ledger_total(lines: &[LedgerLine]) -> LedgerDelta {
     total
 }
 
+#[cfg(test)]
+mod derived_tests;
 #[cfg(test)]
 #[path = "store_tests.rs"]
 mod tests;

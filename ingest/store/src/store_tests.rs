@@ -14,20 +14,20 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 const MINUTE: i64 = 60_000_000_000;
-const DAY: i64 = 24 * HOUR;
+pub(super) const DAY: i64 = 24 * HOUR;
 
 /// A data directory with a clock that a test moves.
-struct Bench {
-    dir: TempDir,
+pub(super) struct Bench {
+    pub(super) dir: TempDir,
     clock: Arc<AtomicI64>,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap(), clock: Arc::new(AtomicI64::new(EPOCH)) }
     }
 
-    fn config(&self) -> StoreConfig {
+    pub(super) fn config(&self) -> StoreConfig {
         let mut config = StoreConfig::new(self.dir.path());
         config.clock = Clock::Manual(Arc::clone(&self.clock));
         config.wal_min_free_bytes = 0;
@@ -37,15 +37,15 @@ impl Bench {
         config
     }
 
-    fn open(&self) -> Arc<Store> {
+    pub(super) fn open(&self) -> Arc<Store> {
         Store::open(self.config(), &ReplayProgress::default(), Metrics::default()).unwrap()
     }
 
-    fn advance(&self, nanos: i64) {
+    pub(super) fn advance(&self, nanos: i64) {
         self.clock.fetch_add(nanos, Ordering::SeqCst);
     }
 
-    fn files(&self, part: &str) -> Vec<PathBuf> {
+    pub(super) fn files(&self, part: &str) -> Vec<PathBuf> {
         fn walk(dir: &Path, out: &mut Vec<PathBuf>) {
             for entry in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
                 if entry.is_dir() { walk(&entry, out) } else { out.push(entry) }
@@ -58,11 +58,11 @@ impl Bench {
     }
 }
 
-fn tenant(name: &str) -> TenantId {
+pub(super) fn tenant(name: &str) -> TenantId {
     TenantId::new(name).unwrap()
 }
 
-fn entry(owner: &str, table: Table, batch: Option<RecordBatch>, ledger: LedgerDelta) -> Entry {
+pub(super) fn entry(owner: &str, table: Table, batch: Option<RecordBatch>, ledger: LedgerDelta) -> Entry {
     let meta = LogEntryMeta { tenant: tenant(owner), table, minute: EPOCH, ledger };
     let encoded = encode(&meta, batch.as_ref()).unwrap();
     Entry { meta, batch, encoded }

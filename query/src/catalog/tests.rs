@@ -31,7 +31,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 const ANSWERS: [(&str, &str); 30] = [
     (
         "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public' AND table_name LIKE 'span%' ORDER BY 1",
-        "[\"span_events\"]\n[\"span_links\"]\n[\"spans\"]",
+        "[\"span_events\"]\n[\"span_links\"]\n[\"span_metrics\"]\n[\"spans\"]",
     ),
     (
         "SELECT ordinal_position, column_name, is_nullable, data_type, udt_name FROM information_schema.columns

@@ -1,0 +1,574 @@
+//! `service_edges`: calls between services, found by joining callees with whom they were called by.
+//!
+//! A callee is a `SERVER` or `CONSUMER` span. It was called by its parent, and a consumer also by
+//! the spans its links point at (messaging conventions); each of these that belongs to another
+//! service is one call. A `CLIENT` or `PRODUCER` span that names its peer and that no callee refers
+//! to is a call to an inferred node: a database, a broker, a service that sends no spans.
+//!
+//! The join is incremental. [`EdgeIndex`] holds the spans seen in the last while, and each new batch
+//! is joined with them and with itself, so the halves of a call may come in any order and in any
+//! batches. A call to an inferred node is counted when its caller comes and taken back when a callee
+//! turns up after all: so the sum of everything emitted equals the join of everything seen, at any
+//! time, and the index can be made again from stored spans ([`EdgeIndex::add`], its output thrown
+//! away). Halves that come further apart than the index reaches are not joined.
+//!
+//! When spans of different services share one id, which the protocol forbids, one of them stands
+//! for it. Not here: files, clocks, and when generations turn.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BooleanArray, RecordBatch};
+use hashbrown::HashTable;
+use model::derived::{DerivedTable, schema};
+use model::durations::bucket;
+
+use super::columns::{Cells, Exemplar, exemplars, histograms, key_columns, numbers};
+use super::names::{NO_NAME, Names};
+use super::spans::{Connection, Role, SpanKey, Spans};
+
+/// Different calls under one span id that are told apart. More than one is a fault of the sender
+/// already; without a limit a flood of them would make each look-up a walk over all.
+const VARIANTS_MAX: usize = 8;
+
+/// The end of a chain.
+const END: u32 = u32::MAX;
+
+/// One call, as it is counted.
+#[derive(Clone, Copy, Debug)]
+struct Call<'a> {
+    bucket: i32,
+    client: &'a str,
+    server: &'a str,
+    connection: Connection,
+    /// The server sends no spans; its name is what the caller said of it.
+    inferred: bool,
+    environment: Option<&'a str>,
+    error: bool,
+    client_error: bool,
+    duration: Option<i64>,
+    client_duration: Option<i64>,
+    trace: [u8; 16],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct EdgeKey {
+    bucket: i32,
+    client: u32,
+    server: u32,
+    environment: u32,
+    connection: Connection,
+    inferred: bool,
+}
+
+impl EdgeKey {
+    fn hash(&self) -> u64 {
+        let pairs = [
+            (u64::from(self.bucket.cast_unsigned()) << 32) | u64::from(self.client),
+            (u64::from(self.server) << 32) | u64::from(self.environment),
+            (u64::from(self.inferred) << 8) | self.connection as u64,
+        ];
+        super::mix(0, &pairs)
+    }
+}
+
+#[derive(Debug)]
+struct Row {
+    key: EdgeKey,
+    count: i64,
+    errors: i64,
+    client_errors: i64,
+    sum: i64,
+    client_sum: i64,
+    cells: Cells,
+    client_cells: Cells,
+    slowest: Exemplar,
+    failed: Exemplar,
+}
+
+/// Partial rows of `service_edges`.
+#[derive(Debug, Default)]
+pub(super) struct ServiceEdges {
+    names: Names,
+    rows: Vec<Row>,
+    lookup: HashTable<u32>,
+}
+
+impl ServiceEdges {
+    /// Counts a call so many times; a negative number takes it back.
+    fn add(&mut self, call: &Call<'_>, times: i64) {
+        let key = EdgeKey {
+            bucket: call.bucket,
+            client: self.names.number(call.client),
+            server: self.names.number(call.server),
+            environment: self.names.number_of(call.environment),
+            connection: call.connection,
+            inferred: call.inferred,
+        };
+        let into = self.row(key);
+        into.count += times;
+        into.errors += times * i64::from(call.error);
+        into.client_errors += times * i64::from(call.client_error);
+        if let Some(nanos) = call.duration {
+            into.sum = into.sum.wrapping_add(nanos.wrapping_mul(times));
+            into.cells.add(bucket(nanos), times);
+            if times > 0 {
+                into.slowest.offer(nanos, || call.trace);
+                if call.error {
+                    into.failed.offer(nanos, || call.trace);
+                }
+            }
+        }
+        if let Some(nanos) = call.client_duration {
+            into.client_sum = into.client_sum.wrapping_add(nanos.wrapping_mul(times));
+            into.client_cells.add(bucket(nanos), times);
+        }
+    }
+
+    fn row(&mut self, key: EdgeKey) -> &mut Row {
+        let hash = key.hash();
+        let rows = &self.rows;
+        let found = self.lookup.find(hash, |place| rows[*place as usize].key == key).copied();
+        let place = found.unwrap_or_else(|| {
+            let place = u32::try_from(self.rows.len()).expect("a memtable has fewer rows than 2^32");
+            self.rows.push(Row {
+                key,
+                count: 0,
+                errors: 0,
+                client_errors: 0,
+                sum: 0,
+                client_sum: 0,
+                cells: Cells::default(),
+                client_cells: Cells::default(),
+                slowest: Exemplar::default(),
+                failed: Exemplar::default(),
+            });
+            let rows = &self.rows;
+            self.lookup.insert_unique(hash, place, |place| rows[*place as usize].key.hash());
+            place
+        });
+        &mut self.rows[place as usize]
+    }
+
+    /// Rows so far.
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The rows, in the schema of `service_edges`.
+    pub(super) fn batch(&self) -> RecordBatch {
+        let rows = &self.rows;
+        let text = |of: fn(&EdgeKey) -> u32| self.names.column(rows.iter().map(|row| of(&row.key)));
+        let mut connections = Names::default();
+        let of_connection = Connection::ALL.map(|connection| connections.number(connection.name()));
+        let (resolution, time) = key_columns(rows.iter().map(|row| row.key.bucket));
+        let (buckets, counts) = histograms(rows.iter().map(|row| &row.cells));
+        let (client_buckets, client_counts) = histograms(rows.iter().map(|row| &row.client_cells));
+        let (max, slowest) = exemplars(rows.iter().map(|row| &row.slowest));
+        let (error_max, failed) = exemplars(rows.iter().map(|row| &row.failed));
+        let columns: Vec<ArrayRef> = vec![
+            resolution,
+            text(|key| key.client),
+            text(|key| key.server),
+            connections.column(rows.iter().map(|row| of_connection[row.key.connection as usize])),
+            Arc::new(rows.iter().map(|row| Some(row.key.inferred)).collect::<BooleanArray>()),
+            text(|key| key.environment),
+            time,
+            numbers(rows.iter().map(|row| row.count)),
+            numbers(rows.iter().map(|row| row.errors)),
+            numbers(rows.iter().map(|row| row.client_errors)),
+            numbers(rows.iter().map(|row| row.sum)),
+            numbers(rows.iter().map(|row| row.client_sum)),
+            buckets,
+            counts,
+            client_buckets,
+            client_counts,
+            max,
+            slowest,
+            error_max,
+            failed,
+        ];
+        RecordBatch::try_new(schema(DerivedTable::ServiceEdges), columns).expect("the columns are those of the schema")
+    }
+}
+
+/// A span that may have called somebody.
+#[derive(Clone, Copy, Debug)]
+struct Caller {
+    key: SpanKey,
+    service: u32,
+    /// What a `CLIENT` or `PRODUCER` says of the call: the first of a chain in [`Generation::calls`].
+    calls: u32,
+}
+
+/// What a `CLIENT` or `PRODUCER` says of a call. Spans sent twice are one of these.
+#[derive(Clone, Copy, Debug)]
+struct CallerSide {
+    duration: i64,
+    bucket: i32,
+    peer: u32,
+    environment: u32,
+    connection: Connection,
+    error: bool,
+    timed: bool,
+    /// A callee refers to it.
+    called: bool,
+    /// How many times it was sent, and how many of them are counted as calls to an inferred node.
+    copies: u32,
+    counted: u32,
+    /// The next one of the chain.
+    next: u32,
+}
+
+impl CallerSide {
+    fn is_copy_of(&self, other: &Self) -> bool {
+        (self.bucket, self.timed, self.duration, self.error, self.peer, self.environment, self.connection)
+            == (other.bucket, other.timed, other.duration, other.error, other.peer, other.environment, other.connection)
+    }
+
+    fn duration(&self) -> Option<i64> {
+        self.timed.then_some(self.duration)
+    }
+}
+
+/// The callees that wait for one span.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    key: SpanKey,
+    /// The first of a chain in [`Generation::callees`].
+    first: u32,
+}
+
+/// A callee whose caller has not come.
+#[derive(Clone, Copy, Debug)]
+struct Callee {
+    trace: [u8; 16],
+    duration: i64,
+    bucket: i32,
+    service: u32,
+    environment: u32,
+    connection: Connection,
+    error: bool,
+    timed: bool,
+    next: u32,
+}
+
+/// What came in one stretch of time.
+#[derive(Debug, Default)]
+struct Generation {
+    names: Names,
+    callers: HashTable<Caller>,
+    calls: Vec<CallerSide>,
+    waiting: HashTable<Waiting>,
+    callees: Vec<Callee>,
+}
+
+impl Generation {
+    fn bytes(&self) -> usize {
+        self.callers.allocation_size()
+            + self.waiting.allocation_size()
+            + self.calls.capacity() * size_of::<CallerSide>()
+            + self.callees.capacity() * size_of::<Callee>()
+            + self.names.bytes()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.callers.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Marks every caller's side of a span as called and takes back what was counted of it; the
+    /// first side, for its duration.
+    fn call(&mut self, caller: Caller, edges: &mut ServiceEdges) -> Option<CallerSide> {
+        let mut next = caller.calls;
+        while next != END {
+            let side = &mut self.calls[next as usize];
+            next = side.next;
+            side.called = true;
+            let counted = std::mem::take(&mut side.counted);
+            if counted > 0 {
+                let side = *side;
+                edges.add(&inferred(&self.names, &caller, &side), -i64::from(counted));
+            }
+        }
+        self.calls.get(caller.calls as usize).copied()
+    }
+}
+
+/// The call of a caller that names its peer and that nobody answers for.
+fn inferred<'a>(names: &'a Names, caller: &Caller, side: &CallerSide) -> Call<'a> {
+    Call {
+        bucket: side.bucket,
+        client: names.text(caller.service).unwrap_or_default(),
+        server: names.text(side.peer).unwrap_or_default(),
+        connection: side.connection,
+        inferred: true,
+        environment: names.text(side.environment),
+        error: side.error,
+        client_error: side.error,
+        duration: side.duration(),
+        client_duration: side.duration(),
+        trace: caller.key.trace,
+    }
+}
+
+/// A callee, its texts at hand.
+#[derive(Clone, Copy)]
+struct Called<'a> {
+    service: &'a str,
+    environment: Option<&'a str>,
+    bucket: i32,
+    connection: Connection,
+    error: bool,
+    duration: Option<i64>,
+    trace: [u8; 16],
+}
+
+impl<'a> Called<'a> {
+    /// The call by a span of another service; `None` by one of its own.
+    fn by(&self, client: &'a str, side: Option<&CallerSide>) -> Option<Call<'a>> {
+        (client != self.service).then(|| Call {
+            bucket: self.bucket,
+            client,
+            server: self.service,
+            connection: match side {
+                Some(side) if self.connection == Connection::Other => side.connection,
+                _ => self.connection,
+            },
+            inferred: false,
+            environment: self.environment,
+            error: self.error,
+            client_error: side.is_some_and(|side| side.error),
+            duration: self.duration,
+            client_duration: side.and_then(CallerSide::duration),
+            trace: self.trace,
+        })
+    }
+}
+
+/// The spans that calls may still be found with: those of this generation and of the one before.
+#[derive(Debug)]
+pub(super) struct EdgeIndex {
+    /// Makes collisions of ids unforeseeable.
+    seed: u64,
+    young: Generation,
+    old: Generation,
+}
+
+impl EdgeIndex {
+    /// An empty index; the seed should differ from process to process.
+    pub(super) fn new(seed: u64) -> Self {
+        Self { seed, young: Generation::default(), old: Generation::default() }
+    }
+
+    /// Forgets the older generation and begins a new one; returns how many callees were forgotten
+    /// that still waited for their caller.
+    pub(super) fn turn(&mut self) -> u64 {
+        let forgotten = std::mem::replace(&mut self.old, std::mem::take(&mut self.young));
+        forgotten.waiting.iter().map(|waiting| chain(&forgotten.callees, waiting.first).count() as u64).sum()
+    }
+
+    /// Whether nothing is in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.young.is_empty() && self.old.is_empty()
+    }
+
+    /// The memory it takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.young.bytes() + self.old.bytes()
+    }
+
+    /// Joins a batch with what is known and with itself, adds it to what is known, and puts what
+    /// this changes about the calls into `edges`.
+    pub(super) fn add(&mut self, spans: &Spans<'_>, edges: &mut ServiceEdges) {
+        let services: Vec<u32> = spans.services.values().map(|text| self.young.names.number(text)).collect();
+        let environments: Vec<u32> = spans
+            .resources
+            .iter()
+            .map(|resource| self.young.names.number_of(resource.environment.as_deref()))
+            .collect();
+        let mut touched: Vec<(SpanKey, u32)> = Vec::new();
+        let mut buffer = String::new();
+        for row in 0..spans.rows {
+            let caller = Caller { key: spans.key(row), service: services[spans.services.place(row)], calls: END };
+            let (role, _) = spans.role(row);
+            let side = (role == Role::Caller).then(|| {
+                let peer = spans.peer(row, &mut buffer);
+                let duration = spans.duration(row);
+                CallerSide {
+                    duration: duration.unwrap_or_default(),
+                    bucket: spans.bucket(row),
+                    peer: self.young.names.number_of(peer),
+                    environment: environments[spans.resource_place(row)],
+                    connection: spans.connection(row),
+                    error: spans.is_error(row),
+                    timed: duration.is_some(),
+                    called: false,
+                    copies: 1,
+                    counted: 0,
+                    next: END,
+                }
+            });
+            if let Some(touch) = self.add_caller(caller, side, edges) {
+                touched.push((caller.key, touch));
+            }
+        }
+        for row in 0..spans.rows {
+            let (Role::Callee, by_message) = spans.role(row) else { continue };
+            let parent = spans.parent_key(row);
+            let linked = by_message.then(|| spans.links(row)).into_iter().flatten();
+            let linked = linked.filter(|link| Some(*link) != parent);
+            let called = Called {
+                service: spans.services.of(row),
+                environment: spans.environment(row),
+                bucket: spans.bucket(row),
+                connection: spans.connection(row),
+                error: spans.is_error(row),
+                duration: spans.duration(row),
+                trace: spans.trace(row),
+            };
+            for key in parent.into_iter().chain(linked) {
+                self.add_callee(key, &called, edges);
+            }
+        }
+        // Now that the batch is joined with itself, whoever is still not called calls an inferred node.
+        for (key, touch) in touched {
+            let side = &mut self.young.calls[touch as usize];
+            let times = side.copies - side.counted;
+            if side.called || times == 0 {
+                continue;
+            }
+            side.counted = side.copies;
+            let side = *side;
+            let hash = hash(self.seed, &key);
+            if let Some(caller) = self.young.callers.find(hash, |caller| caller.key == key) {
+                edges.add(&inferred(&self.young.names, caller, &side), i64::from(times));
+            }
+        }
+    }
+
+    /// Adds a span as a caller; the place of its side when that is to be looked at again.
+    fn add_caller(&mut self, caller: Caller, side: Option<CallerSide>, edges: &mut ServiceEdges) -> Option<u32> {
+        let Self { seed, young, old } = self;
+        let (seed, key) = (*seed, caller.key);
+        let hash = hash(seed, &key);
+        let mut called = answer(
+            hash,
+            &caller,
+            side.as_ref(),
+            &young.names,
+            &mut young.waiting,
+            (&young.names, &young.callees),
+            edges,
+        );
+        if !old.waiting.is_empty() {
+            called |=
+                answer(hash, &caller, side.as_ref(), &young.names, &mut old.waiting, (&old.names, &old.callees), edges);
+        }
+        let entry = young.callers.entry(hash, |known| known.key == key, |known| self::hash(seed, &known.key));
+        let known = entry.or_insert(caller).into_mut();
+        let mut side = side?;
+        let may_infer = side.peer != NO_NAME;
+        // A span that was sent before may have been called before.
+        side.called = called
+            || young.calls.get(known.calls as usize).is_some_and(|known| known.called)
+            || old
+                .callers
+                .find(hash, |caller| caller.key == key)
+                .and_then(|caller| old.calls.get(caller.calls as usize))
+                .is_some_and(|known| known.called);
+        let (mut variants, mut next) = (0, known.calls);
+        while next != END {
+            let other = &mut young.calls[next as usize];
+            if other.is_copy_of(&side) {
+                other.copies = other.copies.saturating_add(1);
+                other.called |= side.called;
+                return may_infer.then_some(next);
+            }
+            variants += 1;
+            next = other.next;
+        }
+        if variants >= VARIANTS_MAX {
+            return None;
+        }
+        let place = u32::try_from(young.calls.len()).ok().filter(|place| *place != END)?;
+        side.next = std::mem::replace(&mut known.calls, place);
+        young.calls.push(side);
+        may_infer.then_some(place)
+    }
+
+    /// Adds one reference of a callee to its caller.
+    fn add_callee(&mut self, key: SpanKey, called: &Called<'_>, edges: &mut ServiceEdges) {
+        let hash = hash(self.seed, &key);
+        let mut known = false;
+        for generation in [&mut self.young, &mut self.old] {
+            let Some(caller) = generation.callers.find(hash, |caller| caller.key == key).copied() else { continue };
+            let side = generation.call(caller, edges);
+            let client = generation.names.text(caller.service).unwrap_or_default();
+            if !known && let Some(call) = called.by(client, side.as_ref()) {
+                edges.add(&call, 1);
+            }
+            known = true;
+        }
+        if known {
+            return;
+        }
+        let young = &mut self.young;
+        let Ok(place) = u32::try_from(young.callees.len()) else { return };
+        let seed = self.seed;
+        let waiting = young
+            .waiting
+            .entry(hash, |waiting| waiting.key == key, |waiting| self::hash(seed, &waiting.key))
+            .or_insert(Waiting { key, first: END })
+            .into_mut();
+        young.callees.push(Callee {
+            trace: called.trace,
+            duration: called.duration.unwrap_or_default(),
+            bucket: called.bucket,
+            service: young.names.number(called.service),
+            environment: young.names.number_of(called.environment),
+            connection: called.connection,
+            error: called.error,
+            timed: called.duration.is_some(),
+            next: std::mem::replace(&mut waiting.first, place),
+        });
+    }
+}
+
+/// Counts the calls of those who waited for a caller; whether anybody did.
+fn answer(
+    hash: u64,
+    caller: &Caller,
+    side: Option<&CallerSide>,
+    names: &Names,
+    waiting: &mut HashTable<Waiting>,
+    (callee_names, callees): (&Names, &[Callee]),
+    edges: &mut ServiceEdges,
+) -> bool {
+    let Ok(entry) = waiting.find_entry(hash, |waiting| waiting.key == caller.key) else { return false };
+    let (Waiting { first, .. }, _) = entry.remove();
+    let client = names.text(caller.service).unwrap_or_default();
+    for callee in chain(callees, first) {
+        let called = Called {
+            service: callee_names.text(callee.service).unwrap_or_default(),
+            environment: callee_names.text(callee.environment),
+            bucket: callee.bucket,
+            connection: callee.connection,
+            error: callee.error,
+            duration: callee.timed.then_some(callee.duration),
+            trace: callee.trace,
+        };
+        if let Some(call) = called.by(client, side) {
+            edges.add(&call, 1);
+        }
+    }
+    true
+}
+
+fn chain(callees: &[Callee], first: u32) -> impl Iterator<Item = &Callee> {
+    std::iter::successors(callees.get(first as usize), |callee| callees.get(callee.next as usize))
+}
+
+#[inline]
+fn hash(seed: u64, key: &SpanKey) -> u64 {
+    let word = |bytes: &[u8]| bytes.first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
+    super::mix(seed, &[word(&key.trace), word(&key.trace[8..]), word(&key.span)])
+}
