@@ -78,9 +78,7 @@ impl Bench {
     fn append<B: AsRef<[u8]>>(&self, bodies: &[B]) -> usize {
         let mut decoder = Decoder::default();
         for body in bodies {
-            decoder
-                .decode(Signal::Traces, body.as_ref(), Timestamp(0), &mut OpenGate)
-                .expect("the fixture is valid");
+            decoder.decode(Signal::Traces, body.as_ref(), Timestamp(0), &mut OpenGate).expect("the fixture is valid");
         }
         let mut spans = 0;
         let entries = decoder.finish().into_iter().map(|(table, batch)| {
