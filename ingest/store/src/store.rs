@@ -74,6 +74,10 @@ const SAMPLE_ROWS: usize = 1024;
 /// Damages that [`Store::problems`] names one by one: what fits a probe's answer. The log has all.
 const PROBLEMS_LISTED_MAX: usize = 10;
 
+/// How much nicer the flusher is: while it writes, requests are decoded with three quarters of a core that both want
+/// and not with half of it. When memory is full nobody else has work, and it has the core for itself.
+const FLUSHER_NICE: i32 = 5;
+
 /// How much nicer than the rest of the process the compactor is. It must hold no lock that the log
 /// thread wants for longer than a few instructions: on a busy core it may not run again for long.
 const COMPACTOR_NICE: i32 = 10;
@@ -805,6 +809,7 @@ impl Store {
     }
 
     fn flush_until(&self, stop: &AtomicBool) {
+        be_nice(FLUSHER_NICE);
         let mut delay = RETRY_DELAY_MIN;
         while !stop.load(Ordering::Acquire) {
             let mut failed = false;
@@ -827,10 +832,7 @@ impl Store {
     }
 
     fn compact_until(&self, stop: &AtomicBool) {
-        // On Linux this is the thread's own, not the process's.
-        if let Err(error) = rustix::process::setpriority_process(None, COMPACTOR_NICE) {
-            tracing::debug!(%error, "cannot lower the compactor's priority");
-        }
+        be_nice(COMPACTOR_NICE);
         let mut delay = RETRY_DELAY_MIN;
         while !stop.load(Ordering::Acquire) {
             let merged = self.expire().and_then(|_| self.compact_once());
@@ -1423,6 +1425,13 @@ fn set_aside(dir: &DataDir, meta: &SegmentMeta) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => tracing::error!(path = %from.display(), %error, "cannot move a segment to the quarantine"),
+    }
+}
+
+/// Lowers the priority of this thread: on Linux it is the thread's own, not the process's.
+fn be_nice(nice: i32) {
+    if let Err(error) = rustix::process::setpriority_process(None, nice) {
+        tracing::debug!(%error, nice, "cannot lower a thread's priority");
     }
 }
 

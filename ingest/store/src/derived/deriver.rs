@@ -21,9 +21,9 @@ use crate::segment::Segment;
 /// every few seconds, and those that meet an outage try again for five minutes by default.
 pub(crate) const EDGE_HORIZON_NS: i64 = 600 * Timestamp::NANOS_PER_SECOND;
 
-/// Memory of all tenants' indexes. About a million spans fit; when more than half of them come
-/// within [`EDGE_HORIZON_NS`], halves wait less long.
-pub(crate) const EDGE_INDEX_BYTES_MAX: usize = 64 << 20;
+/// Memory of what is in all tenants' indexes. About 350,000 spans fit; when more than half of them come
+/// within [`EDGE_HORIZON_NS`], halves wait less long. A larger one would not fit a core's caches either.
+pub(crate) const EDGE_INDEX_BYTES_MAX: usize = 32 << 20;
 
 /// Partial rows of both tables.
 #[derive(Debug, Default)]
@@ -141,10 +141,11 @@ impl Deriver {
             self.unpaired += tenant.index.turn();
             tenant.since = now;
         }
+        let keep = EDGE_INDEX_BYTES_MAX / self.tenants.len().max(1);
         while self.tenants.values().map(|tenant| tenant.index.bytes()).sum::<usize>() > EDGE_INDEX_BYTES_MAX {
             let largest = self.tenants.values_mut().max_by_key(|tenant| tenant.index.bytes());
             let Some(largest) = largest.filter(|tenant| !tenant.index.is_empty()) else { break };
-            self.unpaired += largest.index.turn();
+            self.unpaired += largest.index.turn_keeping(keep);
             largest.since = now;
         }
     }

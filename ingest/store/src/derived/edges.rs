@@ -96,11 +96,22 @@ pub(super) struct ServiceEdges {
 impl ServiceEdges {
     /// Counts a call so many times; a negative number takes it back.
     fn add(&mut self, call: &Call<'_>, times: i64) {
+        let names = self.names_of(call);
+        self.add_named(call, names, times);
+    }
+
+    /// The numbers of a call's client, server and environment.
+    fn names_of(&mut self, call: &Call<'_>) -> [u32; 3] {
+        [self.names.number(call.client), self.names.number(call.server), self.names.number_of(call.environment)]
+    }
+
+    /// As [`ServiceEdges::add`], when the numbers are known.
+    fn add_named(&mut self, call: &Call<'_>, [client, server, environment]: [u32; 3], times: i64) {
         let key = EdgeKey {
             bucket: call.bucket,
-            client: self.names.number(call.client),
-            server: self.names.number(call.server),
-            environment: self.names.number_of(call.environment),
+            client,
+            server,
+            environment,
             connection: call.connection,
             inferred: call.inferred,
         };
@@ -263,12 +274,32 @@ struct Generation {
 }
 
 impl Generation {
+    /// The memory of what is in it. What is allocated is at most about twice that once it has filled up, since tables
+    /// and lists grow by doubling.
     fn bytes(&self) -> usize {
+        self.callers.len() * (size_of::<Caller>() + 1)
+            + self.waiting.len() * (size_of::<Waiting>() + 1)
+            + self.calls.len() * size_of::<CallerSide>()
+            + self.callees.len() * size_of::<Callee>()
+            + self.names.bytes()
+    }
+
+    /// The memory it holds on to, empty or not, names left aside.
+    fn allocated_bytes(&self) -> usize {
         self.callers.allocation_size()
             + self.waiting.allocation_size()
             + self.calls.capacity() * size_of::<CallerSide>()
             + self.callees.capacity() * size_of::<Callee>()
-            + self.names.bytes()
+    }
+
+    /// Empties it and keeps its memory.
+    fn clear(&mut self) {
+        let Self { names, callers, calls, waiting, callees } = self;
+        *names = Names::default();
+        callers.clear();
+        calls.clear();
+        waiting.clear();
+        callees.clear();
     }
 
     fn is_empty(&self) -> bool {
@@ -362,8 +393,20 @@ impl EdgeIndex {
     /// Forgets the older generation and begins a new one; returns how many callees were forgotten
     /// that still waited for their caller.
     pub(super) fn turn(&mut self) -> u64 {
-        let forgotten = std::mem::replace(&mut self.old, std::mem::take(&mut self.young));
-        forgotten.waiting.iter().map(|waiting| chain(&forgotten.callees, waiting.first).count() as u64).sum()
+        self.turn_keeping(0)
+    }
+
+    /// As [`EdgeIndex::turn`]. The new generation takes over up to so many bytes of memory: an index that is full will
+    /// fill it again at once, and asking for memory page by page would cost more than the join.
+    pub(super) fn turn_keeping(&mut self, bytes_max: usize) -> u64 {
+        let mut forgotten = std::mem::replace(&mut self.old, std::mem::take(&mut self.young));
+        let unpaired =
+            forgotten.waiting.iter().map(|waiting| chain(&forgotten.callees, waiting.first).count() as u64).sum();
+        if forgotten.allocated_bytes() <= bytes_max {
+            forgotten.clear();
+            self.young = forgotten;
+        }
+        unpaired
     }
 
     /// Whether nothing is in it.
@@ -385,7 +428,7 @@ impl EdgeIndex {
             .iter()
             .map(|resource| self.young.names.number_of(resource.environment.as_deref()))
             .collect();
-        let mut touched: Vec<(SpanKey, u32)> = Vec::new();
+        let mut touched: Vec<(Caller, u32)> = Vec::new();
         let mut buffer = String::new();
         for row in 0..spans.rows {
             let caller = Caller { key: spans.key(row), service: services[spans.services.place(row)], calls: END };
@@ -407,9 +450,7 @@ impl EdgeIndex {
                     next: END,
                 }
             });
-            if let Some(touch) = self.add_caller(caller, side, edges) {
-                touched.push((caller.key, touch));
-            }
+            touched.extend(self.add_caller(caller, side, edges));
         }
         for row in 0..spans.rows {
             let (Role::Callee, by_message) = spans.role(row) else { continue };
@@ -430,7 +471,12 @@ impl EdgeIndex {
             }
         }
         // Now that the batch is joined with itself, whoever is still not called calls an inferred node.
-        for (key, touch) in touched {
+        // Few different calls repeat: each is looked up by its texts once.
+        let mut named: HashTable<([u32; 3], [u32; 3])> = HashTable::new();
+        let hash_of = |[client, peer, environment]: &[u32; 3]| {
+            super::mix(0, &[(u64::from(*client) << 32) | u64::from(*peer), u64::from(*environment)])
+        };
+        for (caller, touch) in touched {
             let side = &mut self.young.calls[touch as usize];
             let times = side.copies - side.counted;
             if side.called || times == 0 {
@@ -438,15 +484,22 @@ impl EdgeIndex {
             }
             side.counted = side.copies;
             let side = *side;
-            let hash = hash(self.seed, &key);
-            if let Some(caller) = self.young.callers.find(hash, |caller| caller.key == key) {
-                edges.add(&inferred(&self.young.names, caller, &side), i64::from(times));
-            }
+            let call = inferred(&self.young.names, &caller, &side);
+            let key = [caller.service, side.peer, side.environment];
+            let known = named.entry(hash_of(&key), |(other, _)| *other == key, |(other, _)| hash_of(other));
+            let names = known.or_insert_with(|| (key, edges.names_of(&call))).get().1;
+            edges.add_named(&call, names, i64::from(times));
         }
     }
 
-    /// Adds a span as a caller; the place of its side when that is to be looked at again.
-    fn add_caller(&mut self, caller: Caller, side: Option<CallerSide>, edges: &mut ServiceEdges) -> Option<u32> {
+    /// Adds a span as a caller; the one that stands for its id and the place of its side, when that is to be looked at
+    /// again.
+    fn add_caller(
+        &mut self,
+        caller: Caller,
+        side: Option<CallerSide>,
+        edges: &mut ServiceEdges,
+    ) -> Option<(Caller, u32)> {
         let Self { seed, young, old } = self;
         let (seed, key) = (*seed, caller.key);
         let hash = hash(seed, &key);
@@ -481,7 +534,7 @@ impl EdgeIndex {
             if other.is_copy_of(&side) {
                 other.copies = other.copies.saturating_add(1);
                 other.called |= side.called;
-                return may_infer.then_some(next);
+                return may_infer.then_some((*known, next));
             }
             variants += 1;
             next = other.next;
@@ -492,7 +545,7 @@ impl EdgeIndex {
         let place = u32::try_from(young.calls.len()).ok().filter(|place| *place != END)?;
         side.next = std::mem::replace(&mut known.calls, place);
         young.calls.push(side);
-        may_infer.then_some(place)
+        may_infer.then_some((*known, place))
     }
 
     /// Adds one reference of a callee to its caller.
