@@ -103,6 +103,13 @@ impl Alert {
         self.ends_at <= now
     }
 
+    /// Whether its end is one that nobody reported: it comes unless the alert is sent again. Prometheus
+    /// names such an end with every report, others leave it to `resolve_timeout`.
+    #[must_use]
+    pub fn ends_unreported(&self) -> bool {
+        self.ends_at > self.updated_at
+    }
+
     /// What holds after a newer report: the two become one if their times overlap, else the newer
     /// replaces the older.
     #[must_use]

@@ -34,9 +34,9 @@ pub const ALIVE_INTERVAL_NANOS: i64 = 10 * SECOND;
 /// that the process stood still or the clock was set.
 const JUMP_MIN_NANOS: i64 = 60 * SECOND;
 
-/// An end that a timeout made is written only when it moved so far: clients send every alert every
-/// minute, and most of that changes nothing.
-const TIMEOUT_SLACK_NANOS: i64 = 60 * SECOND;
+/// An end to come is written only when it moved so far: clients send every alert every minute, and most of
+/// that changes nothing else. What is read back from the disk lasts so much longer.
+const END_SLACK_NANOS: i64 = 150 * SECOND;
 
 /// Alerts held. At the two kilobytes of a large one they fit into half a gigabyte.
 pub const ALERTS_MAX: usize = 250_000;
@@ -216,7 +216,7 @@ impl Engine {
             // Ends on disk may be older than those that held by the slack, and `alive_at` by its interval.
             let down = now.0.saturating_sub(alive_at.0);
             if down > 0 {
-                engine.shift_timeouts(alive_at, down.saturating_add(TIMEOUT_SLACK_NANOS), &mut changes);
+                engine.shift_ends(alive_at, down.saturating_add(END_SLACK_NANOS), &mut changes);
             }
         }
         engine.commit(changes, now)?;
@@ -329,15 +329,16 @@ impl Engine {
             Err(error) => {
                 // What was decided did not happen.
                 self.reload(now)?;
+                self.shift_ends(now, END_SLACK_NANOS, &mut Changes::default());
                 Err(error)
             }
         }
     }
 
-    /// Moves the ends that timeouts made, of alerts that were active at `since`, by `by`.
-    fn shift_timeouts(&mut self, since: Timestamp, by: i64, changes: &mut Changes) {
+    /// Moves the ends that nobody reported, of alerts that were active at `since`, by `by`.
+    fn shift_ends(&mut self, since: Timestamp, by: i64, changes: &mut Changes) {
         for (fingerprint, alert) in &mut self.alerts {
-            if alert.timeout && alert.ends_at.plus_nanos(TIMEOUT_SLACK_NANOS) > since {
+            if alert.ends_unreported() && alert.ends_at.plus_nanos(END_SLACK_NANOS) > since {
                 alert.ends_at = alert.ends_at.plus_nanos(by);
                 self.inhibitor.put(*fingerprint, alert);
                 self.stored_ends.remove(fingerprint);
@@ -359,7 +360,7 @@ impl Engine {
             seconds = jump / SECOND,
             "the clock jumped or the process stood still: timeouts are moved by it"
         );
-        self.shift_timeouts(since, jump, changes);
+        self.shift_ends(since, jump, changes);
         if jump < 0 {
             let nodes = &self.tree;
             for ((node, labels), group) in &mut self.groups {
@@ -420,14 +421,14 @@ impl Engine {
             let event = if is_firing { HistoryEvent::Firing } else { HistoryEvent::Resolved };
             changes.history.push((now, event, after.labels.clone()));
         }
-        // What a report moved is only the end of a timeout, and not far: the disk need not know.
+        // What a report moved is only the end to come, and not far: the disk need not know.
         let stored_end = self.stored_ends.get(&fingerprint).copied().or(before.map(|before| before.ends_at));
         let only_moved = before.is_some_and(|before| {
             let moved = Alert { ends_at: after.ends_at, updated_at: after.updated_at, ..before.clone() };
-            moved == after && after.timeout && is_firing
+            moved == after && after.ends_unreported() && is_firing
         });
         match stored_end {
-            Some(end) if only_moved && (after.ends_at.0 - end.0).abs() < TIMEOUT_SLACK_NANOS => {
+            Some(end) if only_moved && (after.ends_at.0 - end.0).abs() < END_SLACK_NANOS => {
                 self.stored_ends.insert(fingerprint, end);
             }
             _ => {
@@ -571,9 +572,8 @@ impl Engine {
         }
         for fingerprint in over {
             let Some(alert) = self.alerts.get(&fingerprint) else { continue };
-            // A timeout ends an alert without a report.
-            let known_end = alert.timeout;
-            if known_end {
+            let unreported = alert.ends_unreported();
+            if unreported {
                 changes.history.push((now, HistoryEvent::Resolved, alert.labels.clone()));
             }
             let elsewhere = self.tree.matching(&alert.labels).into_iter().any(|node| {
@@ -582,9 +582,9 @@ impl Engine {
             });
             if !elsewhere {
                 changes.alerts_gone.push(fingerprint);
-            } else if known_end {
-                // Told once; the other groups must not tell the history again.
-                changes.alerts.push(Alert { timeout: false, ..alert.clone() });
+            } else if unreported {
+                // The history has it now; the other groups must not put it there again.
+                changes.alerts.push(Alert { updated_at: alert.ends_at, ..alert.clone() });
             }
         }
         for (group_key, channel, entry) in &changes.log {

@@ -14,7 +14,7 @@ use alerting::labels::LabelSet;
 use alerting::matcher;
 use alerting::notify::webhook;
 use alerting::outbox::SendFailure;
-use alerting::repository::Repository;
+use alerting::repository::{HistoryEvent, Repository};
 use alerting::silence::Silence;
 use common::{Action, Script};
 use model::time::Timestamp;
@@ -292,18 +292,31 @@ const ONE_GROUP: &str =
 
 #[test]
 fn nobody_is_told_that_an_alert_ended_because_we_were_down() {
-    let mut world = World::new(&simple(ONE_GROUP));
-    world.act(&fire("A"));
-    world.advance(5.0);
-    world.engine = None;
-    // An hour without a process: the alert's timeout of five minutes could not be renewed.
-    world.now = world.now.plus_nanos(3_600 * SECOND);
-    world.start();
-    world.advance(60.0);
-    assert_eq!(world.told, ["r firing {}:{alertname=\"A\"} A:firing"]);
-    // Its client is still silent: now it is over.
-    world.advance(600.0);
-    assert_eq!(world.told[1..], ["r resolved {}:{alertname=\"A\"} A:resolved"]);
+    // Without an end, as most clients send; and with one to come, as Prometheus does.
+    for ends_after in [None, Some(240)] {
+        let mut world = World::new(&simple(ONE_GROUP));
+        let now = world.now;
+        let alert = PostedAlert {
+            labels: [("alertname", "A")].into_iter().collect(),
+            ends_at: ends_after.map(|seconds| now.plus_nanos(seconds * SECOND)),
+            starts_at: Some(now),
+            ..PostedAlert::default()
+        };
+        world.engine().post_alerts(vec![alert], now).unwrap();
+        world.advance(5.0);
+        world.engine = None;
+        // An hour without a process, in which nobody could send the alert again.
+        world.now = world.now.plus_nanos(3_600 * SECOND);
+        world.start();
+        world.advance(60.0);
+        assert_eq!(world.told, ["r firing {}:{alertname=\"A\"} A:firing"], "{ends_after:?}");
+        // Its client is still silent: now it is over.
+        world.advance(600.0);
+        assert_eq!(world.told[1..], ["r resolved {}:{alertname=\"A\"} A:resolved"], "{ends_after:?}");
+        let history: Vec<HistoryEvent> =
+            world.engine().history(now, 9).unwrap().into_iter().map(|(_, event, _)| event).collect();
+        assert_eq!(history, [HistoryEvent::Firing, HistoryEvent::Resolved]);
+    }
 }
 
 #[test]
