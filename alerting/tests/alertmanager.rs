@@ -3,6 +3,7 @@
 //!
 //! The package is fetched once into `GODSEYE_REAL_PARTS` (default `~/.cache/godseye/parts`). Where it
 //! cannot be had the test says so and passes. Not here: anything Alertmanager does not do.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -349,8 +350,8 @@ async fn receivers_get_from_us_what_they_get_from_alertmanager() {
     let mut failures = Vec::new();
     for some in scripts.chunks(AT_ONCE) {
         let mut running = tokio::task::JoinSet::new();
-        for script in some.iter().cloned() {
-            let binary = binary.clone();
+        for script in some {
+            let (script, binary) = (script.clone(), binary.clone());
             running.spawn(async move {
                 // Both run on the wall clock of a machine that does other things too: a difference
                 // counts when it shows twice.

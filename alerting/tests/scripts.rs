@@ -1,6 +1,7 @@
 //! The scripts on a virtual clock: what the engine decides, with a restart anywhere changing nothing.
 //!
 //! Not here: the comparison with Alertmanager itself (`alertmanager.rs`).
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -1,6 +1,7 @@
 //! The service from outside: real sockets, channels that hang or refuse, an end and a new start.
 //!
 //! Not here: which messages there are (`scripts.rs`).
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -9,6 +9,7 @@ use super::Problem;
 use super::reader::{Fields, Reader};
 use super::yaml::{Node, Place};
 use crate::secret::{Secret, SecretSource};
+use crate::template::Templates;
 
 /// A named list of destinations.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -433,7 +434,14 @@ fn read_webhook(reader: &mut Reader, node: &Node, path: &str, defaults: &Default
 
 /// A template, or its default.
 fn template(reader: &mut Reader, fields: &mut Fields<'_>, key: &'static str, default: &str) -> String {
-    fields.text(reader, key).unwrap_or_else(|| default.to_owned())
+    let Some(node) = fields.take(key) else {
+        return default.to_owned();
+    };
+    let text = fields.text(reader, key).unwrap_or_default();
+    if let Err(error) = Templates::check(key, &text) {
+        reader.error(&fields.path_of(key), &node.at, error.to_string());
+    }
+    text
 }
 
 fn read_email(reader: &mut Reader, node: &Node, path: &str, defaults: &Defaults) -> Option<EmailConfig> {

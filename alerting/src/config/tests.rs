@@ -120,7 +120,7 @@ receivers:
     webhook_configs:
       - send_resolved: true
       - url: ftp://example.com/pa55
-    slack_configs: [{}]
+    slack_configs: [{title: '{{ if }}'}]
   - name: default
   - email_configs:
       - to: a
@@ -154,6 +154,7 @@ mystery: 1
         "error: receivers[0].webhook_configs[0]: `url` or `url_file` is missing",
         "19:14: error: receivers[0].webhook_configs[1].url: expected an address such as https://example.com/path",
         "error: receivers[0].slack_configs[0]: `api_url` is missing, and so is `global.slack_api_url`",
+        "error: receivers[0].slack_configs[0].title: template title: ",
         "error: receivers[1]: there are two receivers of the name `default`",
         "error: receivers[2]: `name` is missing",
         "error: receivers[2].email_configs[0]: `from` is missing, and so is `global.smtp_from`",

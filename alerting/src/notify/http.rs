@@ -178,8 +178,13 @@ impl HttpClient {
         connector.enforce_http(false);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
-        let https =
-            HttpsConnectorBuilder::new().with_webpki_roots().https_or_http().enable_http1().wrap_connector(connector);
+        // The provider is named: with two of them in one program rustls would not choose.
+        let https = HttpsConnectorBuilder::new()
+            .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
+            .map_err(|error| AlertingError::HttpClient { reason: error.to_string() })?
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
         Ok(Self { client: Client::builder(TokioExecutor::new()).build(https), policy })
     }
 
