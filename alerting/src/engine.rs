@@ -168,6 +168,8 @@ pub struct Engine {
     last_step: Timestamp,
     alive_written: Timestamp,
     cleaned_at: Timestamp,
+    /// Since when nothing could be committed.
+    failing_since: Option<Timestamp>,
 }
 
 fn channels_of(config: &Config) -> HashMap<String, Vec<Channel>> {
@@ -209,6 +211,7 @@ impl Engine {
             last_step: now,
             alive_written: now,
             cleaned_at: now,
+            failing_since: None,
         };
         let alive_at = engine.reload(now)?;
         let mut changes = Changes { alive_at: Some(now), ..Changes::default() };
@@ -327,6 +330,7 @@ impl Engine {
                 Ok(())
             }
             Err(error) => {
+                self.failing_since.get_or_insert(now);
                 // What was decided did not happen.
                 self.reload(now)?;
                 self.shift_ends(now, END_SLACK_NANOS, &mut Changes::default());
@@ -362,6 +366,8 @@ impl Engine {
         );
         self.shift_ends(since, jump, changes);
         if jump < 0 {
+            changes.alive_at = Some(now);
+            self.cleaned_at = self.cleaned_at.min(now);
             let nodes = &self.tree;
             for ((node, labels), group) in &mut self.groups {
                 let route = nodes.node(*node);
@@ -473,6 +479,13 @@ impl Engine {
         if now.0 - self.alive_written.0 >= ALIVE_INTERVAL_NANOS {
             changes.alive_at = Some(now);
         }
+        let failing_since = self.failing_since;
+        if let Some(since) = failing_since {
+            // Nothing ends before the disk takes writes again, and the time in which it took none, and no
+            // report either, does not count.
+            self.commit(Changes { alive_at: Some(now), ..Changes::default() }, now)?;
+            self.shift_ends(since, now.0.saturating_sub(since.0).max(0), &mut changes);
+        }
         let mut looked_at = 0;
         while let Some((at, node, labels)) = self.schedule.first().cloned() {
             if at > now {
@@ -485,6 +498,9 @@ impl Engine {
             }
         }
         self.commit(changes, now)?;
+        if failing_since.is_some() {
+            self.failing_since = None;
+        }
         if now.0 - self.cleaned_at.0 >= CLEANING_INTERVAL_NANOS {
             self.clean(now)?;
         }

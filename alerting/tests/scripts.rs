@@ -273,6 +273,21 @@ fn what_cannot_be_committed_did_not_happen() {
     other.execute_batch("DROP TRIGGER refuse").unwrap();
     world.advance(5.0);
     assert_eq!(world.told, ["r firing {}:{alertname=\"A\"} A:firing"]);
+
+    // A disk that takes nothing for half an hour: no report could be taken, so no alert has ended.
+    other
+        .execute_batch("CREATE TRIGGER refuse BEFORE INSERT ON meta BEGIN SELECT RAISE(ABORT, 'disk full'); END")
+        .unwrap();
+    for _ in 0..180 {
+        world.now = world.now.plus_nanos(10 * SECOND);
+        let now = world.now;
+        drop(world.engine().tick(now));
+    }
+    other.execute_batch("DROP TRIGGER refuse").unwrap();
+    world.advance(60.0);
+    assert_eq!(world.told.len(), 1, "{:?}", world.told);
+    world.advance(600.0);
+    assert_eq!(world.told[1..], ["r resolved {}:{alertname=\"A\"} A:resolved"]);
 }
 
 fn simple(config: &str) -> Script {
