@@ -18,9 +18,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("store", &["model"]),
     ("ingest", &["model", "store"]),
     ("query", &["model", "store"]),
+    ("alerting", &["model"]),
     ("dashboards", &["model", "store", "query"]),
     ("fixtures", &["model"]),
-    ("godseye", &["model", "store", "ingest", "query", "dashboards", "fixtures"]),
+    ("godseye", &["model", "store", "ingest", "query", "alerting", "dashboards", "fixtures"]),
 ];
 
 /// Any crate may test itself with these: they depend on nothing that is tested with them.
