@@ -202,6 +202,7 @@ impl Server {
             authenticator: Arc::clone(&authenticator),
             limits: limits(config),
             export: export(config),
+            send_timeout: config.query.send_timeout.get(),
             reload: {
                 let reload = Arc::clone(&reload);
                 Arc::new(move || reload.reload())
@@ -433,7 +434,9 @@ fn tokens(config: &Config) -> impl Iterator<Item = dashboards::auth::Token> {
 
 fn store_config(config: &Config) -> StoreConfig {
     let storage = &config.storage;
-    let mut store = StoreConfig::new(&config.data_dir);
+    // What reads segments names them by their whole path.
+    let data_dir = std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
+    let mut store = StoreConfig::new(data_dir);
     store.wal_segment_bytes_max = storage.wal.segment_bytes.0;
     store.wal_min_free_bytes = storage.wal.min_free_bytes.0;
     store.memtable_flush_bytes = storage.memtable.flush_bytes.0;
@@ -467,6 +470,9 @@ fn pipeline_config(config: &Config) -> PipelineConfig {
 fn engine_config(config: &Config) -> query::EngineConfig {
     query::EngineConfig {
         concurrency_max: usize::try_from(config.query.concurrency).unwrap_or(usize::MAX),
+        per_client_max: usize::try_from(config.query.concurrency_per_client).unwrap_or(usize::MAX),
+        queue_max: usize::try_from(config.query.queue).unwrap_or(usize::MAX),
+        queue_wait: config.query.queue_wait.get(),
         memory_bytes_max: usize::try_from(config.query.memory_bytes.0).unwrap_or(usize::MAX),
         ..query::EngineConfig::default()
     }
@@ -482,7 +488,11 @@ fn export(config: &Config) -> dashboards::Export {
 }
 
 fn limits(config: &Config) -> query::Limits {
-    query::Limits { timeout: config.query.timeout.get(), rows_max: config.query.rows_max, ..query::Limits::default() }
+    query::Limits {
+        timeout: config.query.timeout.get(),
+        rows_max: config.query.rows_max,
+        output_bytes_max: config.query.output_bytes.0,
+    }
 }
 
 /// Reading the configuration again while the server runs.

@@ -50,11 +50,41 @@ fn summary(answer: &Value, rows: usize) -> String {
     if let Some(elapsed_ms) = stats["elapsed_ms"].as_f64() {
         out.push_str(&format!(" in {elapsed_ms:.0} ms"));
     }
+    if let Some(scanned) = scanned(stats) {
+        out.push_str(&scanned);
+    }
     for warning in stats["warnings"].as_array().map(Vec::as_slice).unwrap_or_default() {
         out.push_str(&format!("\nwarning: {}", cell(warning)));
     }
     out.push('\n');
     out
+}
+
+/// What the answer took: rows and bytes read, segments read and there, memory. `None` from a server that does not tell.
+fn scanned(stats: &Value) -> Option<String> {
+    let number = |name: &str| stats[name].as_u64();
+    let (rows, bytes) = (number("rows_scanned")?, number("bytes_scanned")?);
+    let (read, all) = (number("segments_scanned")?, number("segments_total")?);
+    let mut out = format!("; read {rows} rows, {} from {read} of {all} segments", size(bytes));
+    if let Some(peak) = number("memory_peak_bytes") {
+        out.push_str(&format!("; memory {}", size(peak)));
+    }
+    Some(out)
+}
+
+/// A size as people say it.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    let mut shown = bytes as f64;
+    let mut unit = "B";
+    for larger in UNITS {
+        if shown < 1024.0 {
+            break;
+        }
+        shown /= 1024.0;
+        unit = larger;
+    }
+    if unit == "B" { format!("{bytes} B") } else { format!("{shown:.1} {unit}") }
 }
 
 /// One cell: text as it is but for control characters, which could redraw the terminal.
@@ -118,7 +148,10 @@ mod tests {
         let answer = json!({
             "columns": [{"name": "service", "type": "text"}, {"name": "n", "type": "bigint"}],
             "rows": [["cart\u{1b}[2J", 5], [null, 1234]],
-            "stats": {"elapsed_ms": 12.4, "warnings": ["a segment was set aside"]},
+            "stats": {
+                "elapsed_ms": 12.4, "rows_scanned": 5000, "bytes_scanned": 1_572_864, "segments_total": 3,
+                "segments_scanned": 2, "memory_peak_bytes": 900, "warnings": ["a segment was set aside"],
+            },
         });
         let expected = "\
 ┌──────────┬──────┐
@@ -127,7 +160,7 @@ mod tests {
 │ cart·[2J │    5 │
 │ ∅        │ 1234 │
 └──────────┴──────┘
-2 rows in 12 ms
+2 rows in 12 ms; read 5000 rows, 1.5 MiB from 2 of 3 segments; memory 900 B
 warning: a segment was set aside
 ";
         assert_eq!(table(&answer), expected);

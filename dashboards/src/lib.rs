@@ -90,6 +90,8 @@ pub struct Deps {
     pub limits: query::Limits,
     /// Limits of a query whose client asks for more rows than that.
     pub export: Export,
+    /// How long a client may read nothing of what is sent to it.
+    pub send_timeout: std::time::Duration,
     /// For `/-/reload`.
     pub reload: Arc<ReloadFn>,
 }
@@ -187,6 +189,13 @@ impl Doors {
             Box::new(response)
         })
     }
+}
+
+/// Who a request is from, for the engine's queue: a token is a client. Where none is wanted nobody is kept apart, and
+/// programs are told from each other by the name that they give.
+fn client(doors: &Doors, tenant: model::tenant::TenantId, headers: &HeaderMap) -> query::Client {
+    let shown = if doors.0.deps.authenticator.is_open() { header::USER_AGENT } else { header::AUTHORIZATION };
+    query::Client::new(tenant, headers.get(shown).and_then(|value| value.to_str().ok()))
 }
 
 /// An error as every client of the API gets it.

@@ -6,6 +6,7 @@
 //! not asked for that limit; JSON, which has a place for it, says so in `stats` instead.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{BytesRejection, QueryRejection};
@@ -14,7 +15,7 @@ use axum::response::{IntoResponse as _, Response};
 use futures::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use query::{ErrorKind, Limits, QueryError, QueryOutput};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::auth::Scope;
 use crate::encoding::{COMPRESSED_FROM_BYTES, Encoder, Encoding};
@@ -108,7 +109,8 @@ async fn answer(
 
     let (limits, export) = limits(doors, asked.limit).map_err(|refused| Box::new(refuse(&refused)))?;
     let refused = |failed: QueryError| Box::new(refuse(&failed));
-    let output = opened.engine.query(&tenant, statement, limits).await.map_err(refused)?;
+    let client = crate::client(doors, tenant, headers);
+    let output = opened.engine.query_of(&client, statement, limits).await.map_err(refused)?;
     let writer = Writer::new(asked.format, &output.schema).map_err(refused)?;
     let mut answer = Answer { output, writer, limits, asked, begun: false, ended: false, _export: export };
     let first = answer.next().await.unwrap_or_else(|| Ok(Vec::new())).map_err(refused)?;
@@ -125,7 +127,11 @@ async fn answer(
         return Ok((head, Body::from(first)).into_response());
     }
     let encoder = Encoder::new(encoding).map_err(|failed| refused(unencodable(&failed)))?;
-    let body = Body::from_stream(stream::unfold(Some((answer, encoder, Some(first))), next_chunk));
+    let (sender, receiver) = mpsc::channel(1);
+    let sending = send(Some((answer, encoder, Some(first))), sender, deps.send_timeout);
+    // Where queries run: writing rows and compressing them is work that receivers must not wait for.
+    opened.engine.spawn(sending).map_err(refused)?;
+    let body = Body::from_stream(stream::unfold(Some(receiver), received));
     let mut response = (head, body).into_response();
     if let Some(name) = encoding.name() {
         response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static(name));
@@ -232,6 +238,46 @@ impl Answer {
 
 type Chunk = Result<Vec<u8>, QueryError>;
 type Sending = Option<(Answer, Encoder, Option<Vec<u8>>)>;
+
+/// A chunk on its way to the client; `None` ends a whole answer.
+type Sent = Option<Chunk>;
+
+/// Sends an answer, chunk by chunk, until it is whole, its client is gone, or nothing of it was read for too long. A
+/// client that stops reading must not keep the query and its permit: without the end of the answer it sees a broken
+/// connection.
+async fn send(mut sending: Sending, sender: mpsc::Sender<Sent>, patience: Duration) {
+    loop {
+        let next = tokio::select! {
+            biased;
+            () = sender.closed() => return,
+            next = next_chunk(sending) => next,
+        };
+        let (chunk, rest) = match next {
+            Some((chunk, rest)) => (Some(chunk), rest),
+            None => (None, None),
+        };
+        let ended = chunk.is_none();
+        match tokio::time::timeout(patience, sender.send(chunk)).await {
+            Ok(Ok(())) if !ended => sending = rest,
+            Ok(Ok(()) | Err(_)) => return,
+            Err(_elapsed) => {
+                let patience_ms = patience.as_millis();
+                tracing::warn!(patience_ms, "a client read nothing of its answer: its query is stopped");
+                return;
+            }
+        }
+    }
+}
+
+/// The next chunk of what is sent. A sender that is gone without the answer's end breaks the connection.
+async fn received(receiver: Option<mpsc::Receiver<Sent>>) -> Option<(Chunk, Option<mpsc::Receiver<Sent>>)> {
+    let mut receiver = receiver?;
+    match receiver.recv().await {
+        Some(Some(chunk)) => Some((chunk, Some(receiver))),
+        Some(None) => None,
+        None => Some((Err(QueryError::new(ErrorKind::Timeout, "the answer was not read in time")), None)),
+    }
+}
 
 /// The next chunk, encoded, and what is left after it.
 async fn next_chunk(sending: Sending) -> Option<(Chunk, Sending)> {

@@ -25,6 +25,7 @@ fn doors(state: ReadyState, tokens: Vec<Token>) -> Doors {
         authenticator: Arc::new(Authenticator::new(tokens)),
         limits: query::Limits::default(),
         export: Export::default(),
+        send_timeout: std::time::Duration::from_secs(60),
         reload: Arc::new(|| Err("godseye.yaml:3:5: unknown key".to_owned())),
     })
 }

@@ -81,6 +81,7 @@ fn doors_over(ledger: Ledger, limits: query::Limits) -> Doors {
         authenticator: Arc::new(Authenticator::default()),
         limits,
         export: Export { rows_max: 1_000_000, ..Export::default() },
+        send_timeout: Duration::from_secs(60),
         reload: Arc::new(|| Ok(())),
     });
     let config = query::EngineConfig { threads: 2, ..query::EngineConfig::default() };

@@ -75,6 +75,7 @@ fn doors() -> Doors {
         authenticator: Arc::new(Authenticator::default()),
         limits: query::Limits::default(),
         export: Export::default(),
+        send_timeout: Duration::from_secs(60),
         reload: Arc::new(|| Ok(())),
     });
     let config = query::EngineConfig { threads: 2, ..query::EngineConfig::default() };

@@ -34,7 +34,7 @@ impl Engine {
     /// [`QueryError`], as the statement itself would give.
     pub async fn describe(&self, tenant: &TenantId, sql: &str) -> Result<Description, QueryError> {
         let (tenant, sql, engine) = (tenant.clone(), sql.to_owned(), Arc::clone(&self.inner));
-        self.on_query_thread(async move { Box::pin(describe(&engine, &tenant, &sql)).await }).await
+        self.on_query_thread(&tenant.clone(), async move { Box::pin(describe(&engine, &tenant, &sql)).await }).await
     }
 }
 
@@ -49,7 +49,7 @@ async fn describe(engine: &Inner, tenant: &TenantId, sql: &str) -> Result<Descri
         }
     };
     let snapshot = engine.source.snapshot(tenant);
-    let state = engine.session(tenant, snapshot, &Arc::new(ScanCounters::default()))?;
+    let state = engine.session(tenant, snapshot, &Arc::new(ScanCounters::default()), engine.memory())?;
     let plan = state.statement_to_plan(statement).await?;
     bounds::before_optimizing(&plan)?;
     let mut found = plan.get_parameter_types()?;

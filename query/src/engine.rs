@@ -8,19 +8,20 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::MemoryCatalogProvider;
-use datafusion::common::tree_node::{Transformed, TreeNode as _};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionStateDefaults;
 use datafusion::execution::context::{QueryPlanner, SQLOptions};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::{FairSpillPool, GreedyMemoryPool, MemoryPool};
+use datafusion::execution::memory_pool::{
+    FairSpillPool, GreedyMemoryPool, MemoryConsumer, MemoryPool, MemoryReservation,
+};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
@@ -28,7 +29,6 @@ use datafusion::logical_expr::{AggregateUDF, LogicalPlan, ScalarUDF, WindowUDF};
 use datafusion::optimizer::Analyzer;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
-use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
@@ -44,7 +44,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -52,10 +52,13 @@ use crate::bounds;
 use crate::catalog::{self, Catalog};
 use crate::collapse::CollapsePartials;
 use crate::error::{ErrorKind, QueryError, is_storage};
-use crate::functions::{Functions, guarded};
+use crate::functions::{Allowance, Functions, guarded};
 use crate::guard::{self, Checked, DENIED_FUNCTIONS};
 use crate::layout::AttributesIntoScans;
+use crate::memory::{Account, Peak};
+use crate::portions::{COPIED_BYTES_MAX, portioned};
 use crate::provider::{SEGMENT_STORE, ScanCounters};
+use crate::queue::{Client, Permit, Queue, QueueConfig};
 use crate::rewrite::{TelemetryPlanner, TelemetryRewrite};
 use crate::source::{Snapshot, Source};
 use crate::tables::{TABLE_NAMES, Tables};
@@ -71,6 +74,13 @@ pub const HOLD_BACK_BYTES: usize = 1 << 20;
 /// Batches between the query's thread and whoever reads the answer.
 const BATCHES_IN_FLIGHT: usize = 2;
 
+/// How long planning and looking things up may take where nobody set a limit.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How much less of the processor query threads ask for than everything else: a decode or a log thread that wakes up
+/// goes first, however many queries run.
+const NICE: i32 = 10;
+
 /// Segments a query may set aside before it gives up: with more than this damaged, the disk is.
 const QUARANTINES_MAX: usize = 16;
 
@@ -81,6 +91,8 @@ pub struct EngineConfig {
     pub threads: usize,
     /// Queries running at once.
     pub concurrency_max: usize,
+    /// Queries of one client running at once.
+    pub per_client_max: usize,
     /// Queries waiting for one of them to end; the next one is refused.
     pub queue_max: usize,
     /// How long one waits before it is refused.
@@ -99,6 +111,8 @@ impl Default for EngineConfig {
             threads: std::thread::available_parallelism().map_or(2, |threads| threads.get().max(2)),
             // Eight heavy queries on two cores still leave the receivers their share.
             concurrency_max: 8,
+            // The slowest queries of one client leave two permits to everybody else.
+            per_client_max: 6,
             queue_max: 32,
             queue_wait: Duration::from_secs(5),
             memory_bytes_max: 256 << 20,
@@ -140,6 +154,8 @@ pub struct QueryStats {
     pub segments_pruned: u64,
     /// Segments opened.
     pub segments_scanned: u64,
+    /// The most memory that was reserved at once, bytes: sorts, joins, groups, and rows not yet handed out.
+    pub memory_peak_bytes: u64,
     /// From admission to the end, milliseconds.
     pub elapsed_ms: u64,
     /// Whether rows were cut off by a limit.
@@ -182,8 +198,7 @@ impl Drop for Running {
 pub struct Engine {
     pub(crate) inner: Arc<Inner>,
     runtime: Option<tokio::runtime::Runtime>,
-    permits: Arc<Semaphore>,
-    waiting: AtomicUsize,
+    queue: Arc<Queue>,
 }
 
 pub(crate) struct Inner {
@@ -224,6 +239,12 @@ impl Engine {
             .worker_threads(config.threads)
             .thread_stack_size(STACK_BYTES)
             .thread_name("query")
+            .on_thread_start(|| {
+                // On Linux this is about the calling thread alone. Where it is not allowed, queries run as they did.
+                if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+                    tracing::debug!(%error, "query threads keep their priority");
+                }
+            })
             .enable_time()
             .build()
             .map_err(|error| {
@@ -233,7 +254,6 @@ impl Engine {
         let scalar_functions = SessionStateDefaults::default_scalar_functions()
             .into_iter()
             .filter(|function| !denied(function.name()))
-            .map(guarded)
             .chain(crate::time::functions())
             .chain(crate::histogram::scalar_functions())
             .collect();
@@ -243,7 +263,14 @@ impl Engine {
             .with_metadata_cache_limit(config.metadata_cache_bytes_max)
             .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
             .build_arc()?;
-        let permits = Arc::new(Semaphore::new(config.concurrency_max));
+        let metrics = Metrics::default();
+        let queue = QueueConfig {
+            running_max: config.concurrency_max,
+            per_client_max: config.per_client_max,
+            waiting_max: config.queue_max,
+            wait_max: config.queue_wait,
+        };
+        let queue = Queue::new(queue, metrics.waiting.clone());
         let inner = Inner {
             source,
             disk: Arc::new(LocalFileSystem::new()),
@@ -254,10 +281,10 @@ impl Engine {
             physical_rules: std::iter::once(Arc::new(AttributesIntoScans) as _)
                 .chain(PhysicalOptimizer::new().rules)
                 .collect(),
-            metrics: Metrics::default(),
+            metrics,
             config,
         };
-        Ok(Self { inner: Arc::new(inner), runtime: Some(runtime), permits, waiting: AtomicUsize::new(0) })
+        Ok(Self { inner: Arc::new(inner), runtime: Some(runtime), queue })
     }
 
     /// Adds the engine's metrics to a registry.
@@ -282,19 +309,27 @@ impl Engine {
     /// # Errors
     /// [`QueryError`]; the output itself can end with one as well.
     pub async fn query(&self, tenant: &TenantId, sql: &str, limits: Limits) -> Result<QueryOutput, QueryError> {
-        let outcome = self.start(tenant, sql, limits).await;
+        self.query_of(&Client::new(tenant.clone(), None), sql, limits).await
+    }
+
+    /// As [`Engine::query`], for one of a tenant's clients: its queries wait for their turn among those of the others.
+    ///
+    /// # Errors
+    /// As [`Engine::query`].
+    pub async fn query_of(&self, client: &Client, sql: &str, limits: Limits) -> Result<QueryOutput, QueryError> {
+        let outcome = self.start(client, sql, limits).await;
         if let Err(error) = &outcome {
             self.inner.metrics.queries.get_or_create(&[("outcome", error.kind.code())]).inc();
         }
         outcome
     }
 
-    async fn start(&self, tenant: &TenantId, sql: &str, limits: Limits) -> Result<QueryOutput, QueryError> {
+    async fn start(&self, client: &Client, sql: &str, limits: Limits) -> Result<QueryOutput, QueryError> {
         let sql_bytes = sql.len();
         if sql_bytes > guard::SQL_BYTES_MAX {
             return Err(guard::check(sql).err().unwrap_or_else(stopping));
         }
-        let permit = self.admit().await?;
+        let permit = Arc::new(self.queue.admit(client).await?);
         let runtime = self.runtime.as_ref().ok_or_else(stopping)?;
         let started = Instant::now();
         let deadline = started + limits.timeout;
@@ -306,7 +341,7 @@ impl Engine {
         let stats = Arc::new(StatsCell::new(started, self.inner.metrics.clone()));
         let run = Run {
             engine: Arc::clone(&self.inner),
-            tenant: tenant.clone(),
+            tenant: client.tenant.clone(),
             sql: sql.to_owned(),
             limits,
             stats: Arc::clone(&stats),
@@ -323,12 +358,22 @@ impl Engine {
         Ok(QueryOutput { schema, batches, stats, deadline, limits, task: Some(task), _abort: abort, ended: false })
     }
 
+    /// Runs the rest of an answer's way to its client where queries run, behind everything else that needs the processor.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when the engine is stopping.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> Result<(), QueryError> {
+        self.runtime.as_ref().ok_or_else(stopping)?.spawn(work);
+        Ok(())
+    }
+
     /// Runs work that plans or looks things up where queries run, with a permit as a query has.
     pub(crate) async fn on_query_thread<T: Send + 'static>(
         &self,
+        tenant: &TenantId,
         work: impl Future<Output = Result<T, QueryError>> + Send + 'static,
     ) -> Result<T, QueryError> {
-        let permit = self.admit().await?;
+        let permit = self.queue.admit(&Client::new(tenant.clone(), None)).await?;
         let runtime = self.runtime.as_ref().ok_or_else(stopping)?;
         let mut task = runtime.spawn(async move {
             let done = work.await;
@@ -336,56 +381,14 @@ impl Engine {
             done
         });
         let _abort = AbortOnDrop(task.abort_handle());
-        match (&mut task).await {
-            Ok(done) => done,
-            Err(error) if error.is_panic() => {
+        match tokio::time::timeout(LOOKUP_TIMEOUT, &mut task).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(error)) if error.is_panic() => {
                 Err(QueryError::new(ErrorKind::Internal, "the query hit a defect and was stopped"))
             }
-            Err(_cancelled) => Err(stopping()),
+            Ok(Err(_cancelled)) => Err(stopping()),
+            Err(_elapsed) => Err(timed_out(Limits { timeout: LOOKUP_TIMEOUT, ..Limits::default() })),
         }
-    }
-
-    async fn admit(&self) -> Result<OwnedSemaphorePermit, QueryError> {
-        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
-            return Ok(permit);
-        }
-        let config = &self.inner.config;
-        let busy = |why: String| {
-            QueryError::new(ErrorKind::Busy, why)
-                .hint("try again in a few seconds, or raise the limit of running queries")
-        };
-        let waiting = Waiting::enter(&self.waiting, &self.inner.metrics.waiting);
-        if waiting.position > config.queue_max {
-            return Err(busy(format!(
-                "{} queries are running and {} are waiting, the limit",
-                config.concurrency_max, config.queue_max
-            )));
-        }
-        match tokio::time::timeout(config.queue_wait, Arc::clone(&self.permits).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_closed)) => Err(stopping()),
-            Err(_elapsed) => Err(busy(format!("no running query ended within {} ms", config.queue_wait.as_millis()))),
-        }
-    }
-}
-
-struct Waiting<'a> {
-    count: &'a AtomicUsize,
-    gauge: &'a Gauge,
-    position: usize,
-}
-
-impl<'a> Waiting<'a> {
-    fn enter(count: &'a AtomicUsize, gauge: &'a Gauge) -> Self {
-        gauge.inc();
-        Self { count, gauge, position: count.fetch_add(1, Ordering::SeqCst) + 1 }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.gauge.dec();
-        self.count.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -427,6 +430,7 @@ struct StatsCell {
     stats: Mutex<QueryStats>,
     // The plan and what its scans touched, read when statistics are asked for.
     plan: Mutex<Option<RunningPlan>>,
+    peak: Peak,
     metrics: Metrics,
     _running: Running,
 }
@@ -435,7 +439,8 @@ impl StatsCell {
     fn new(started: Instant, metrics: Metrics) -> Self {
         metrics.running.inc();
         let running = Running(metrics.running.clone());
-        Self { started, stats: Mutex::default(), plan: Mutex::default(), metrics, _running: running }
+        let peak = Peak::default();
+        Self { started, stats: Mutex::default(), plan: Mutex::default(), peak, metrics, _running: running }
     }
 
     fn update(&self, change: impl FnOnce(&mut QueryStats)) {
@@ -447,17 +452,23 @@ impl StatsCell {
         if let Some((plan, counters)) = self.plan.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
             let mut scanned = Scanned::default();
             scanned.add(plan);
-            stats.rows_scanned = scanned.rows;
+            // Scans of memory do not count their rows.
+            stats.rows_scanned = scanned.rows + counters.memory_rows.load(Ordering::Relaxed);
             stats.bytes_scanned = scanned.bytes;
             stats.segments_total = counters.segments_total.load(Ordering::Relaxed);
             stats.segments_pruned = counters.segments_pruned.load(Ordering::Relaxed);
             stats.segments_scanned = stats.segments_total - stats.segments_pruned;
         }
+        stats.memory_peak_bytes = self.peak.load(Ordering::Relaxed) as u64;
         stats.elapsed_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         stats
     }
 
     fn end(&self, outcome: &'static str) {
+        // A plan holds the build sides of its joins, and through them the query's memory and permit.
+        let last = self.read();
+        self.update(|stats| *stats = last);
+        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.metrics.queries.get_or_create(&[("outcome", outcome)]).inc();
         self.metrics.seconds.observe(self.started.elapsed().as_secs_f64());
     }
@@ -570,7 +581,7 @@ struct Run {
     sql: String,
     limits: Limits,
     stats: Arc<StatsCell>,
-    permit: OwnedSemaphorePermit,
+    permit: Arc<Permit>,
 }
 
 /// A started query: its first batches, and the stream the rest comes from.
@@ -578,6 +589,8 @@ struct Started {
     schema: SchemaRef,
     held: Vec<RecordBatch>,
     rest: Option<datafusion::physical_plan::SendableRecordBatchStream>,
+    /// The memory of `held`.
+    reserved: Option<MemoryReservation>,
     counters: Arc<ScanCounters>,
 }
 
@@ -594,7 +607,7 @@ impl Run {
         if head.send(Ok(Arc::clone(&started.schema))).is_err() {
             return;
         }
-        let Started { schema, held, rest, counters } = started;
+        let Started { schema, held, rest, reserved, counters } = started;
         let mut cut = Cut { rows: self.limits.rows_max, bytes: self.limits.output_bytes_max, schema };
         for batch in held {
             match self.send(batch, &mut cut, &batches).await {
@@ -602,6 +615,7 @@ impl Run {
                 Next::End => return,
             }
         }
+        drop(reserved);
         let Some(mut rest) = rest else { return };
         while let Some(batch) = rest.next().await {
             match batch {
@@ -616,7 +630,6 @@ impl Run {
                 }
             }
         }
-        drop(self.permit);
     }
 
     async fn send(&self, batch: RecordBatch, cut: &mut Cut, batches: &BatchSender) -> Next {
@@ -654,13 +667,22 @@ impl Run {
             Checked::Describe(table) => return self.describe(&table),
         };
         let mut excluded = BTreeSet::new();
+        let mut rows_at_once = bounds::ROWS_AT_ONCE_MAX;
         loop {
             let counters = Arc::new(ScanCounters::default());
-            let outcome = self.start(statement.clone(), &excluded, Arc::clone(&counters)).await;
+            let widest = Arc::new(AtomicU64::new(0));
+            let outcome = self.start(statement.clone(), &excluded, Arc::clone(&counters), rows_at_once, &widest).await;
             let error = match outcome {
                 Ok(started) => return Ok(started),
                 Err(error) => error,
             };
+            // A row was too wide for batches of this size: smaller ones may do.
+            let widest = widest.load(Ordering::Relaxed);
+            if widest > 0 && rows_at_once > bounds::ROWS_AT_ONCE_MIN {
+                let fitting = usize::try_from(COPIED_BYTES_MAX / widest).unwrap_or(usize::MAX);
+                rows_at_once = fitting.min(rows_at_once / 2).max(bounds::ROWS_AT_ONCE_MIN);
+                continue;
+            }
             if !is_storage(&error) || excluded.len() >= QUARANTINES_MAX {
                 return Err(error.into());
             }
@@ -716,6 +738,8 @@ impl Run {
         statement: Statement,
         excluded: &BTreeSet<u64>,
         counters: Arc<ScanCounters>,
+        rows_at_once: usize,
+        widest: &Arc<AtomicU64>,
     ) -> Result<Started, DataFusionError> {
         let mut snapshot = if names_derived_table(&statement)? {
             self.engine.source.snapshot_with_derived(&self.tenant)
@@ -737,7 +761,9 @@ impl Run {
                 stats.warnings.push(warning.to_owned());
             });
         }
-        let state = self.engine.session(&self.tenant, snapshot, &counters)?;
+        let (peak, permit) = (Arc::clone(&self.stats.peak), Arc::clone(&self.permit));
+        let account = Arc::new(Account::new(self.engine.memory(), peak, permit));
+        let mut state = self.engine.session(&self.tenant, snapshot, &counters, account)?;
         let plan = state.statement_to_plan(statement).await?;
         // A second wall behind the guard's allow-list: it looks at plans, not at text.
         SQLOptions::new()
@@ -747,13 +773,19 @@ impl Run {
             .verify_plan(&plan)?;
         bounds::before_optimizing(&plan)?;
         let plan: LogicalPlan = state.optimize(&plan)?;
-        bounds::before_running(&plan)?;
+        let cost = bounds::before_running(&plan)?;
+        if let Some(allowance) = state.config().get_extension::<Allowance>() {
+            allowance.share(cost.growing);
+        }
+        let sized = state.config().clone().with_batch_size(cost.rows_at_once().min(rows_at_once));
+        *state.config_mut() = sized;
         let planner: &Arc<dyn QueryPlanner + Send + Sync> = state.query_planner();
-        let physical = yielding(planner.create_physical_plan(&plan, &state).await?)?;
+        let physical = portioned(planner.create_physical_plan(&plan, &state).await?, widest)?;
         *self.stats.plan.lock().unwrap_or_else(PoisonError::into_inner) =
             Some((Arc::clone(&physical), Arc::clone(&counters)));
 
         let context = Arc::new(datafusion::execution::TaskContext::from(&state));
+        let reserved = MemoryConsumer::new("answer").register(context.memory_pool());
         let mut stream = execute_stream(physical, context)?;
         let schema = as_typed(&stream.schema());
         let mut held = Vec::new();
@@ -763,12 +795,13 @@ impl Run {
                 Some(batch) => {
                     let batch = batch?;
                     bytes += batch.get_array_memory_size();
+                    reserved.try_grow(batch.get_array_memory_size())?;
                     held.push(batch);
                 }
-                None => return Ok(Started { schema, held, rest: None, counters }),
+                None => return Ok(Started { schema, held, rest: None, reserved: Some(reserved), counters }),
             }
         }
-        Ok(Started { schema, held, rest: Some(stream), counters })
+        Ok(Started { schema, held, rest: Some(stream), reserved: Some(reserved), counters })
     }
 
     fn describe(&self, table: &str) -> Result<Started, QueryError> {
@@ -818,20 +851,6 @@ fn names_derived_table(statement: &Statement) -> Result<bool, DataFusionError> {
     Ok(tables.iter().any(|table| DerivedTable::from_name(table.table()).is_some()))
 }
 
-/// Makes joins and unnests give way between batches. One batch of their input can become thousands
-/// of output, and DataFusion gives way at sources only: without this a query that was cancelled
-/// keeps its thread until the join is through.
-fn yielding(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
-    let plan = plan.transform_up(|node| {
-        Ok(if node.name().ends_with("JoinExec") || node.name() == "UnnestExec" {
-            Transformed::yes(Arc::new(CooperativeExec::new(node)) as Arc<dyn ExecutionPlan>)
-        } else {
-            Transformed::no(node)
-        })
-    });
-    plan.map(|transformed| transformed.data)
-}
-
 fn show_tables() -> Result<Started, QueryError> {
     let names: ArrayRef = Arc::new(StringArray::from(TABLE_NAMES.to_vec()));
     listing(tables_schema(), vec![names])
@@ -839,7 +858,8 @@ fn show_tables() -> Result<Started, QueryError> {
 
 fn listing(schema: SchemaRef, columns: Vec<ArrayRef>) -> Result<Started, QueryError> {
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(DataFusionError::from)?;
-    Ok(Started { schema, held: vec![batch], rest: None, counters: Arc::new(ScanCounters::default()) })
+    let counters = Arc::new(ScanCounters::default());
+    Ok(Started { schema, held: vec![batch], rest: None, reserved: None, counters })
 }
 
 enum Next {
@@ -922,6 +942,7 @@ impl Inner {
         tenant: &TenantId,
         snapshot: Snapshot,
         counters: &Arc<ScanCounters>,
+        memory: Arc<dyn MemoryPool>,
     ) -> Result<SessionState, DataFusionError> {
         let mut config = SessionConfig::new()
             .with_information_schema(false)
@@ -935,12 +956,17 @@ impl Inner {
         options.execution.parquet.reorder_filters = true;
         options.execution.parquet.schema_force_view_types = false;
         options.execution.enable_recursive_ctes = false;
+        // As a join its value is copied under a bound ([`crate::portions`]); as an expression it is not.
+        options.optimizer.enable_physical_uncorrelated_scalar_subquery = false;
         options.execution.time_zone = Some("UTC".to_owned());
         options.sql_parser.map_string_types_to_utf8view = false;
         options.explain.show_sizes = false;
 
         let functions = Functions::new(&snapshot.kinds);
-        let mut scalar_functions = self.scalar_functions.clone();
+        let allowance = functions.allowance();
+        config = config.with_extension(Arc::new(allowance.clone()));
+        let mut scalar_functions: Vec<Arc<ScalarUDF>> =
+            self.scalar_functions.iter().map(|function| guarded(function, allowance)).collect();
         scalar_functions.extend(functions.public());
         let kinds = functions.clone();
         let tables = Tables::new(tenant.clone(), snapshot, Arc::clone(&self.source), kinds, Arc::clone(counters));
@@ -962,7 +988,7 @@ impl Inner {
         described.register(&catalog)?;
         let state = SessionStateBuilder::new()
             .with_config(config)
-            .with_runtime_env(self.environment()?)
+            .with_runtime_env(self.environment(memory)?)
             .with_scalar_functions(scalar_functions)
             .with_aggregate_functions(self.aggregate_functions.clone())
             .with_window_functions(self.window_functions.clone())
@@ -978,25 +1004,27 @@ impl Inner {
         Ok(state)
     }
 
+    /// Memory of one query.
+    pub(crate) fn memory(&self) -> Arc<dyn MemoryPool> {
+        match &self.config.spill {
+            Some(_) => Arc::new(FairSpillPool::new(self.config.memory_bytes_max)),
+            None => Arc::new(GreedyMemoryPool::new(self.config.memory_bytes_max)),
+        }
+    }
+
     /// Memory, spill space and the disk of one query.
-    fn environment(&self) -> Result<Arc<RuntimeEnv>, DataFusionError> {
-        let (pool, disk): (Arc<dyn MemoryPool>, _) = match &self.config.spill {
-            Some((folder, bytes)) => (
-                Arc::new(FairSpillPool::new(self.config.memory_bytes_max)),
-                DiskManagerBuilder::default()
-                    .with_mode(DiskManagerMode::Directories(vec![folder.clone()]))
-                    .with_max_temp_directory_size(*bytes),
-            ),
-            None => (
-                Arc::new(GreedyMemoryPool::new(self.config.memory_bytes_max)),
-                DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled),
-            ),
+    fn environment(&self, memory: Arc<dyn MemoryPool>) -> Result<Arc<RuntimeEnv>, DataFusionError> {
+        let disk = match &self.config.spill {
+            Some((folder, bytes)) => DiskManagerBuilder::default()
+                .with_mode(DiskManagerMode::Directories(vec![folder.clone()]))
+                .with_max_temp_directory_size(*bytes),
+            None => DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled),
         };
         let cache = datafusion::execution::cache::cache_manager::CacheManagerConfig::default()
             .with_file_metadata_cache(Some(self.metadata_cache.cache_manager.get_file_metadata_cache()))
             .with_metadata_cache_limit(self.config.metadata_cache_bytes_max);
         let environment = RuntimeEnvBuilder::new()
-            .with_memory_pool(pool)
+            .with_memory_pool(memory)
             .with_disk_manager_builder(disk)
             .with_cache_manager(cache)
             .build_arc()?;

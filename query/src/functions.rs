@@ -9,6 +9,7 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{
     Array, ArrayRef, AsArray, BinaryArray, BooleanBuilder, Float64Builder, Int64Array, Int64Builder, ListBuilder,
@@ -31,8 +32,8 @@ use model::value::Value;
 use crate::error::{ErrorKind, QueryError, external};
 use crate::source::{Container, ObservedKinds};
 
-/// Bytes that one evaluation of a text function (one batch) may produce. DataFusion's memory limit
-/// does not count what a function allocates; this does. A batch of 8,192 log bodies of 8 KiB fits.
+/// Bytes that the text functions of a query may produce of one batch, all together. DataFusion's memory
+/// limit does not count what a function allocates; this does. A batch of 8,192 log bodies of 8 KiB fits.
 pub const FUNCTION_OUTPUT_BYTES_MAX: usize = 64 << 20;
 
 /// The field metadata that says which container of which table a column is.
@@ -117,6 +118,51 @@ impl KindsHandle {
     }
 }
 
+/// What one call of a text function may produce of one batch: [`FUNCTION_OUTPUT_BYTES_MAX`], shared among
+/// the calls of the query once they are counted. Their outputs can all be there at the same time.
+#[derive(Clone, Debug)]
+pub(crate) struct Allowance(Arc<AtomicUsize>);
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self(Arc::new(AtomicUsize::new(FUNCTION_OUTPUT_BYTES_MAX)))
+    }
+}
+
+impl PartialEq for Allowance {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+impl Eq for Allowance {}
+impl Hash for Allowance {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
+}
+
+impl Allowance {
+    /// Shares it among so many calls.
+    pub(crate) fn share(&self, calls: usize) {
+        self.0.store(FUNCTION_OUTPUT_BYTES_MAX / calls.max(1), Ordering::Relaxed);
+    }
+
+    fn check(&self, bytes: usize, what: &str) -> Result<()> {
+        let most = self.0.load(Ordering::Relaxed);
+        if bytes <= most {
+            return Ok(());
+        }
+        Err(external(QueryError::new(
+            ErrorKind::Memory,
+            format!(
+                "{what} would make {} KiB of text for one batch of rows, over the limit of {} KiB",
+                bytes >> 10,
+                most >> 10
+            ),
+        )))
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Which {
     /// `attribute(container, key)`
@@ -142,6 +188,7 @@ struct Function {
     which: Which,
     signature: Signature,
     kinds: KindsHandle,
+    allowance: Allowance,
 }
 
 /// Our functions over one snapshot.
@@ -155,17 +202,20 @@ pub struct Functions {
     context_text: Arc<ScalarUDF>,
     time_plus: Arc<ScalarUDF>,
     bounded: Arc<ScalarUDF>,
+    allowance: Allowance,
 }
 
 impl Functions {
     /// The functions, with the snapshot's observed kinds.
     #[must_use]
     pub fn new(kinds: &Arc<dyn ObservedKinds>) -> Self {
+        let allowance = Allowance::default();
         let make = |which: Which, arguments: usize| {
             Arc::new(ScalarUDF::new_from_impl(Function {
                 which,
                 signature: Signature::any(arguments, Volatility::Immutable),
                 kinds: KindsHandle(Arc::clone(kinds)),
+                allowance: allowance.clone(),
             }))
         };
         Self {
@@ -177,6 +227,7 @@ impl Functions {
             context_text: make(Which::ContextText, 2),
             time_plus: make(Which::TimePlus, 2),
             bounded: make(Which::Bounded, 1),
+            allowance,
         }
     }
 
@@ -184,6 +235,11 @@ impl Functions {
     #[must_use]
     pub fn public(&self) -> [Arc<ScalarUDF>; 4] {
         [&self.attribute, &self.json, &self.keys, &self.hex].map(Arc::clone)
+    }
+
+    /// What text functions may produce; shared with the guarded ones.
+    pub(crate) const fn allowance(&self) -> &Allowance {
+        &self.allowance
     }
 
     pub(crate) fn attribute(&self, container: Expr, key: ScalarValue) -> Expr {
@@ -376,26 +432,12 @@ impl ScalarUDFImpl for Function {
             Which::Bounded => {
                 let array = argument(0)?;
                 let bytes = array.to_data().get_slice_memory_size()?;
-                check_output(bytes, "an expression")?;
+                self.allowance.check(bytes, "an expression")?;
                 array
             }
         };
         Ok(ColumnarValue::Array(array))
     }
-}
-
-fn check_output(bytes: usize, what: &str) -> Result<()> {
-    if bytes <= FUNCTION_OUTPUT_BYTES_MAX {
-        return Ok(());
-    }
-    Err(external(QueryError::new(
-        ErrorKind::Memory,
-        format!(
-            "{what} would make {} MiB of text for one batch of rows, over the limit of {} MiB",
-            bytes >> 20,
-            FUNCTION_OUTPUT_BYTES_MAX >> 20
-        ),
-    )))
 }
 
 /// Builds the values of one attribute in its planned SQL type.
@@ -561,24 +603,55 @@ enum Growth {
     Sum,
     /// At most the first argument with every match replaced by the third.
     Replace,
+    /// All arguments together, and the first between any two of the others.
+    Separated,
+    /// The items of the first argument, each with the longest of the other arguments.
+    PerItem,
+    /// So many bytes for each byte of all arguments together.
+    Factor(usize),
 }
 
-/// A standard function, refused before it allocates more than [`FUNCTION_OUTPUT_BYTES_MAX`].
+/// A list's item takes at least its offset.
+const ITEM_BYTES_MIN: usize = 4;
+
+/// `None` for a function whose output is about as large as its input.
+fn growth(function: &str) -> Option<Growth> {
+    Some(match function {
+        "concat" | "make_array" | "array_concat" | "overlay" => Growth::Sum,
+        "replace" | "regexp_replace" => Growth::Replace,
+        "concat_ws" => Growth::Separated,
+        "array_to_string" | "array_replace" | "array_replace_n" | "array_replace_all" => Growth::PerItem,
+        // `%c` becomes a date and a time of 24 characters.
+        "to_char" => Growth::Factor(20),
+        // Each character may become an item.
+        "string_to_array" => Growth::Factor(1 + ITEM_BYTES_MIN),
+        _ => return None,
+    })
+}
+
+/// Whether the output of a function can be far larger than its largest argument.
+pub(crate) fn grows(function: &str) -> bool {
+    function == "bounded" || growth(function).is_some()
+}
+
+/// A standard function, refused before it allocates more than it may.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Guarded {
     inner: Arc<ScalarUDF>,
     growth: Growth,
+    allowance: Allowance,
 }
 
-/// The function, guarded when its output can be far larger than its largest argument.
+/// The function, guarded when it [`grows`].
 #[must_use]
-pub(crate) fn guarded(function: Arc<ScalarUDF>) -> Arc<ScalarUDF> {
-    let growth = match function.name() {
-        "concat" | "concat_ws" | "make_array" | "array_concat" | "overlay" => Growth::Sum,
-        "replace" | "regexp_replace" => Growth::Replace,
-        _ => return function,
-    };
-    Arc::new(ScalarUDF::new_from_impl(Guarded { inner: function, growth }))
+pub(crate) fn guarded(function: &Arc<ScalarUDF>, allowance: &Allowance) -> Arc<ScalarUDF> {
+    match growth(function.name()) {
+        None => Arc::clone(function),
+        Some(growth) => {
+            let (inner, allowance) = (Arc::clone(function), allowance.clone());
+            Arc::new(ScalarUDF::new_from_impl(Guarded { inner, growth, allowance }))
+        }
+    }
 }
 
 fn expanded_bytes(value: &ColumnarValue, rows: usize) -> Result<usize> {
@@ -595,6 +668,8 @@ fn text_lengths(value: &ColumnarValue) -> Result<(usize, usize)> {
             let length = value.try_as_str().flatten().map_or(0, str::len);
             (length, length)
         }
+        // Not a text: a number or a time is no longer than this.
+        ColumnarValue::Array(array) if !array.data_type().is_string() => (1, 40),
         ColumnarValue::Array(array) => {
             let texts = cast(array, &DataType::Utf8)?;
             let texts: &StringArray = texts.as_string();
@@ -634,20 +709,42 @@ impl ScalarUDFImpl for Guarded {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let rows = args.number_rows;
-        let mut bytes = 0_usize;
-        for value in &args.args {
-            bytes = bytes.saturating_add(expanded_bytes(value, rows)?);
-        }
-        if let (Growth::Replace, [text, from, to, ..]) = (self.growth, args.args.as_slice()) {
-            // A pattern may match as little as nothing, between any two characters.
-            let from = if self.name() == "replace" { text_lengths(from)?.0.max(1) } else { 1 };
-            let to = text_lengths(to)?.1;
-            let text = expanded_bytes(text, rows)?.saturating_add(rows);
-            // Small replacements of large bodies are everyday work; only growth is bounded.
-            bytes = if to <= from { text } else { text.saturating_add((text / from).saturating_mul(to)) };
-        }
-        check_output(bytes, &format!("{}()", self.name()))?;
+        let bytes = self.output_bytes(&args.args, args.number_rows)?;
+        self.allowance.check(bytes, &format!("{}()", self.name()))?;
         self.inner.invoke_with_args(args)
+    }
+}
+
+impl Guarded {
+    /// What the function makes of its arguments at most.
+    fn output_bytes(&self, args: &[ColumnarValue], rows: usize) -> Result<usize> {
+        let mut sum = 0_usize;
+        for value in args {
+            sum = sum.saturating_add(expanded_bytes(value, rows)?);
+        }
+        Ok(match (self.growth, args) {
+            (Growth::Replace, [text, from, to, ..]) => {
+                // A pattern may match as little as nothing, between any two characters.
+                let from = if self.name() == "replace" { text_lengths(from)?.0.max(1) } else { 1 };
+                let to = text_lengths(to)?.1;
+                let text = expanded_bytes(text, rows)?.saturating_add(rows);
+                // Small replacements of large bodies are everyday work; only growth is bounded.
+                if to <= from { text } else { text.saturating_add((text / from).saturating_mul(to)) }
+            }
+            (Growth::Separated, [separator, others @ ..]) => {
+                let between = expanded_bytes(separator, rows)?.saturating_mul(others.len().saturating_sub(1));
+                sum.saturating_add(between)
+            }
+            (Growth::PerItem, [list, others @ ..]) => {
+                let list = expanded_bytes(list, rows)?;
+                let mut longest = 0;
+                for other in others {
+                    longest = longest.max(text_lengths(other)?.1);
+                }
+                list.saturating_add((list / ITEM_BYTES_MIN).saturating_mul(longest))
+            }
+            (Growth::Factor(factor), _) => sum.saturating_mul(factor),
+            _ => sum,
+        })
     }
 }

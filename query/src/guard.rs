@@ -11,7 +11,8 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::ast::{
-    Expr, ObjectName, Query, Select, SetExpr, Statement as SqlStatement, TableFactor, Visit, Visitor,
+    Expr, GroupByExpr, GroupByWithModifier, ObjectName, Query, Select, SetExpr, Statement as SqlStatement, TableFactor,
+    Visit, Visitor,
 };
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
@@ -39,13 +40,19 @@ pub const RELATIONS_MAX: u64 = 100;
 /// Bytes of one text literal. It is copied once per batch by functions that broadcast it.
 pub const LITERAL_BYTES_MAX: usize = 16 << 10;
 
+/// Bytes of a name. Columns are named by what computes them, so a long one is copied often.
+pub const IDENTIFIER_BYTES_MAX: usize = 1024;
+
+/// Grouping sets of one GROUP BY. Each is a grouping of its own over every row; CUBE of six columns makes 64.
+pub const GROUPING_SETS_MAX: u64 = 64;
+
 /// The parser's own recursion limit, as a second wall behind [`NESTING_MAX`].
 const PARSER_RECURSION_MAX: usize = 128;
 
 /// Functions that are not offered, with the reason. Their output can be as large as a number in
 /// the query says, or their time grows with the square of their input, and neither is counted by
 /// the memory limit.
-pub const DENIED_FUNCTIONS: [(&str, &str); 16] = [
+pub const DENIED_FUNCTIONS: [(&str, &str); 18] = [
     ("repeat", "its output is as long as its argument says"),
     ("lpad", "its output is as long as its argument says"),
     ("rpad", "its output is as long as its argument says"),
@@ -58,6 +65,8 @@ pub const DENIED_FUNCTIONS: [(&str, &str); 16] = [
     ("list_resize", "its output is as long as its argument says"),
     ("space", "its output is as long as its argument says"),
     ("levenshtein", "its time grows with the product of its arguments"),
+    ("arrow_cast", "its types can be of any size; CAST does the same"),
+    ("arrow_try_cast", "its types can be of any size; TRY_CAST does the same"),
     ("file_row_index", "it is about files, and tables have none"),
     ("input_file_name", "it is about files, and tables have none"),
     ("arrow_metadata", "it shows internals of the storage"),
@@ -177,6 +186,14 @@ fn measure(tokens: &[TokenWithSpan]) -> Result<(), QueryError> {
             return Err(QueryError::new(
                 ErrorKind::TooLarge,
                 format!("a literal is {text} bytes long, over the limit of {LITERAL_BYTES_MAX}"),
+            ));
+        }
+        if let Token::Word(word) = token
+            && word.value.len() > IDENTIFIER_BYTES_MAX
+        {
+            return Err(QueryError::new(
+                ErrorKind::TooLarge,
+                format!("an identifier is {} bytes long, over the limit of {IDENTIFIER_BYTES_MAX}", word.value.len()),
             ));
         }
         let deepest = levels.len() - 1;
@@ -334,6 +351,29 @@ impl Shape {
     }
 }
 
+/// How many groupings a GROUP BY stands for: those of its parts, each with each.
+fn grouping_sets(group_by: &GroupByExpr) -> u64 {
+    let cube = |columns: usize| u32::try_from(columns).ok().and_then(|columns| 2_u64.checked_pow(columns));
+    let sets = |expression: &Expr| match expression {
+        Expr::GroupingSets(sets) => sets.len() as u64,
+        Expr::Cube(columns) => cube(columns.len()).unwrap_or(u64::MAX),
+        Expr::Rollup(columns) => columns.len() as u64 + 1,
+        _ => 1,
+    };
+    let (expressions, modifiers) = match group_by {
+        GroupByExpr::All(modifiers) => (&[][..], modifiers),
+        GroupByExpr::Expressions(expressions, modifiers) => (expressions.as_slice(), modifiers),
+    };
+    let columns = expressions.len();
+    let modified = modifiers.iter().map(|modifier| match modifier {
+        GroupByWithModifier::Cube => cube(columns).unwrap_or(u64::MAX),
+        GroupByWithModifier::Rollup => columns as u64 + 1,
+        GroupByWithModifier::GroupingSets(expression) => sets(expression),
+        GroupByWithModifier::Totals => 1,
+    });
+    expressions.iter().map(sets).chain(modified).fold(1, u64::saturating_mul)
+}
+
 impl Visitor for Shape {
     type Break = QueryError;
 
@@ -378,6 +418,15 @@ impl Visitor for Shape {
     fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<QueryError> {
         if select.into.is_some() {
             return ControlFlow::Break(QueryError::refused("SELECT INTO is not allowed: this door only reads"));
+        }
+        let sets = grouping_sets(&select.group_by);
+        if sets > GROUPING_SETS_MAX {
+            return ControlFlow::Break(
+                QueryError::refused(format!(
+                    "GROUP BY makes {sets} grouping sets, over the limit of {GROUPING_SETS_MAX}"
+                ))
+                .hint("name the sets that are needed, with GROUPING SETS ((a, b), (a), ())"),
+            );
         }
         ControlFlow::Continue(())
     }

@@ -12,6 +12,7 @@
 //! - [`engine`]: permits, sessions, execution, statistics, retry after a corrupt segment
 //! - [`guard`]: limits on the text and the statement, before anything is planned
 //! - [`bounds`]: limits on the plan, before anything is optimised or run
+//! - `queue`: who runs next; `memory`: what a query has reserved; `portions`: small batches where rows multiply
 //! - [`source`]: what the engine needs from storage; [`StoreSource`]: the store, as that
 //! - [`provider`]: a physical table as a scan with pruning; `layout`: the columns of its files
 //! - [`tables`]: the logical tables people type; `derived`, `partials`, `collapse`: those derived from spans
@@ -40,10 +41,15 @@ mod function_tests;
 pub mod functions;
 pub mod guard;
 mod histogram;
+#[cfg(test)]
+mod hostile;
 mod layout;
+mod memory;
 mod partials;
+mod portions;
 pub mod provider;
 mod quantile;
+mod queue;
 mod rate;
 pub mod render;
 pub mod rewrite;
@@ -61,6 +67,7 @@ pub mod trace;
 pub use describe::Description;
 pub use engine::{Engine, EngineConfig, Limits, QueryOutput, QueryStats};
 pub use error::{ErrorKind, QueryError};
+pub use queue::Client;
 pub use source::{SegmentFile, Snapshot, Source};
 pub use stored::StoreSource;
 pub use time::write_duration;

@@ -248,7 +248,14 @@ impl TableProvider for PhysicalTable {
         let memory: usize = self.rows.memory.iter().map(arrow::array::RecordBatch::num_rows).sum();
         let segments: u64 = self.rows.segments.iter().map(|segment| segment.rows).sum();
         let rows = usize::try_from(segments).unwrap_or(usize::MAX).saturating_add(memory);
-        Some(Statistics { num_rows: Precision::Exact(rows), ..Statistics::new_unknown(&self.schema) })
+        let memory: usize = self.rows.memory.iter().map(arrow::array::RecordBatch::get_array_memory_size).sum();
+        let segments: u64 = self.rows.segments.iter().map(|segment| crate::bounds::in_memory(segment.bytes)).sum();
+        let bytes = usize::try_from(segments).unwrap_or(usize::MAX).saturating_add(memory);
+        Some(Statistics {
+            num_rows: Precision::Exact(rows),
+            total_byte_size: Precision::Inexact(bytes),
+            ..Statistics::new_unknown(&self.schema)
+        })
     }
 
     async fn scan(

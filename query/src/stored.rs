@@ -161,9 +161,13 @@ mod tests {
     }
 
     fn open(folder: &std::path::Path) -> (Arc<Store>, Engine) {
+        open_at(folder, Clock::manual(Timestamp(T0)))
+    }
+
+    fn open_at(folder: &std::path::Path, clock: Clock) -> (Arc<Store>, Engine) {
         let mut registry = prometheus_client::registry::Registry::default();
         let config = StoreConfig {
-            clock: Clock::manual(Timestamp(T0)),
+            clock,
             wal_min_free_bytes: 0,
             compaction: CompactionConfig { inputs_min: 2, ..CompactionConfig::default() },
             ..StoreConfig::new(folder.join("data"))
@@ -341,6 +345,49 @@ mod tests {
             let scan = plan.lines().find(|line| line.contains("DataSourceExec")).unwrap_or_default();
             assert_eq!(scan.contains("projection=[attributes"), column, "{plan}");
         }
+    }
+
+    /// A query that has begun answers from its snapshot, whatever becomes of the segments meanwhile.
+    #[test]
+    fn a_query_outlives_flushes_merges_and_retention() {
+        const PARTS: usize = 12;
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(Timestamp(T0));
+        let (store, engine) = open_at(folder.path(), clock.clone());
+        for part in 0..PARTS {
+            append(&store, Table::Spans, varied_spans(part % 3), 0);
+            if part % 4 != 3 {
+                store.flush_all().unwrap();
+            }
+        }
+        let files = || store.segments().len();
+        let before = files();
+        let written: Vec<_> = {
+            let snapshot = store.snapshot(&TenantId::default_tenant());
+            snapshot.table(Table::Spans).segments.iter().map(|segment| segment.path().to_path_buf()).collect()
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let tenant = TenantId::default_tenant();
+        let limits = crate::engine::Limits::default();
+        let sql = format!("SELECT name || '{}', attributes FROM spans", "x".repeat(2_000));
+        let rows = runtime.block_on(async {
+            let mut output = engine.query(&tenant, &sql, limits).await.unwrap();
+            let mut rows = output.next().await.unwrap().unwrap().num_rows();
+            store.flush_all().unwrap();
+            while store.compact_once().unwrap() {}
+            assert!(files() < before, "segments were merged while the query ran");
+            assert!(written.iter().all(|path| path.exists()), "what the query reads is still there");
+            let Clock::Manual(time) = &clock else { unreachable!("the clock is manual") };
+            time.store(T0 + 365 * 24 * 3600 * SECOND, std::sync::atomic::Ordering::SeqCst);
+            assert!(store.expire().unwrap() > 0 && files() == 0, "and then past their retention");
+            while let Some(batch) = output.next().await {
+                rows += batch.unwrap().num_rows();
+            }
+            rows
+        });
+        assert_eq!(rows, PARTS * 300);
+        assert_eq!(ask(&engine, "SELECT count(*) FROM spans").unwrap().rows, "[0]");
+        assert!(written.iter().all(|path| !path.exists()), "files go when the last query that reads them has ended");
     }
 
     #[test]

@@ -512,180 +512,35 @@ fn chain(operator: &str, terms: usize) -> String {
     vec!["1"; terms].join(operator)
 }
 
-/// Statements that must be refused, with a piece of the message.
-fn hostile() -> Vec<(String, ErrorKind, &'static str)> {
-    use ErrorKind::{BadQuery, Memory, Refused, TooLarge};
-    let doubling_ctes = (1..30).fold("WITH c0 AS (SELECT 1 AS a)".to_owned(), |sql, n| {
-        format!("{sql}, c{n} AS (SELECT * FROM c{0} UNION ALL SELECT * FROM c{0})", n - 1)
-    }) + " SELECT count(*) FROM c29";
-    let growing = (0..12).fold("(SELECT duration_ns AS a FROM spans)".to_owned(), |inner, _| {
-        format!("(SELECT a + a + a + a AS a FROM {inner} t)")
-    });
-    let growing_text = (0..28)
-        .fold("SELECT body AS a FROM logs".to_owned(), |inner, _| format!("SELECT concat(a, a) AS a FROM ({inner}) t"));
-    let wide_text = format!(
-        "SELECT length(concat({})) FROM (SELECT concat({}) AS b FROM (SELECT '{}' || name AS a FROM spans) t) u",
-        vec!["b"; 100].join(","),
-        vec!["a"; 60].join(","),
-        "x".repeat(15_000)
-    );
-    let wide_bars = (0..12).fold(format!("SELECT '{}' || name AS a FROM spans", "x".repeat(15_000)), |inner, _| {
-        format!("SELECT a || a AS a FROM ({inner}) t")
-    });
-    let rows: Vec<(String, ErrorKind, &'static str)> = vec![
-        // Writes and files.
-        ("COPY (SELECT 1) TO '/tmp/x.csv'".into(), Refused, "COPY"),
-        ("COPY spans TO '/tmp/x.parquet' STORED AS PARQUET".into(), Refused, "COPY"),
-        ("EXPLAIN COPY (SELECT 1) TO '/tmp/x.csv'".into(), Refused, "EXPLAIN is allowed for queries only"),
-        ("EXPLAIN ANALYZE COPY (SELECT 1) TO '/tmp/x.csv'".into(), Refused, "EXPLAIN is allowed for queries only"),
-        (
-            "EXPLAIN ANALYZE INSERT INTO spans SELECT * FROM spans".into(),
-            Refused,
-            "EXPLAIN is allowed for queries only",
-        ),
-        ("CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/etc/passwd'".into(), Refused, "CREATE EXTERNAL"),
-        ("CREATE TABLE t AS SELECT 1".into(), Refused, "CREATE TABLE"),
-        ("CREATE VIEW v AS SELECT 1".into(), Refused, "CREATE VIEW"),
-        ("CREATE SCHEMA s".into(), Refused, "CREATE SCHEMA"),
-        ("CREATE DATABASE d".into(), Refused, "CREATE DATABASE"),
-        ("CREATE FUNCTION f(BIGINT) RETURNS BIGINT RETURN $1".into(), Refused, "CREATE FUNCTION"),
-        ("INSERT INTO spans SELECT * FROM spans".into(), Refused, "INSERT INTO"),
-        ("UPDATE spans SET name = 'x'".into(), Refused, "UPDATE"),
-        ("DELETE FROM spans".into(), Refused, "DELETE FROM"),
-        ("DROP TABLE spans".into(), Refused, "DROP TABLE"),
-        ("TRUNCATE TABLE spans".into(), Refused, "TRUNCATE"),
-        ("ALTER TABLE spans ADD COLUMN x INT".into(), Refused, "ALTER TABLE"),
-        ("SELECT * INTO t FROM spans".into(), Refused, "SELECT INTO"),
-        ("SELECT * FROM '/etc/passwd'".into(), BadQuery, "/etc/passwd"),
-        ("SELECT * FROM 'file:///etc/passwd'".into(), BadQuery, "not found"),
-        ("SELECT * FROM \"/etc/passwd\"".into(), BadQuery, "/etc/passwd"),
-        ("SELECT * FROM read_csv('/etc/passwd')".into(), Refused, "read_csv"),
-        // Settings, sessions, catalogs.
-        ("SET datafusion.runtime.memory_limit = '10G'".into(), Refused, "SET"),
-        ("RESET datafusion.execution.batch_size".into(), Refused, "RESET"),
-        ("SHOW ALL".into(), Refused, "SHOW ALL"),
-        ("SHOW datafusion.execution.batch_size".into(), Refused, "SHOW"),
-        ("SELECT * FROM information_schema.df_settings".into(), BadQuery, "df_settings"),
-        ("SELECT * FROM other.public.spans".into(), BadQuery, "other.public.spans"),
-        ("PREPARE p AS SELECT 1".into(), Refused, "PREPARE"),
-        ("EXECUTE p".into(), Refused, "EXECUTE"),
-        ("DEALLOCATE p".into(), Refused, "DEALLOCATE"),
-        ("BEGIN".into(), Refused, "BEGIN"),
-        ("COMMIT".into(), Refused, "COMMIT"),
-        ("USE other".into(), Refused, "USE"),
-        ("GRANT ALL ON spans TO me".into(), Refused, "GRANT"),
-        ("KILL 1".into(), Refused, "KILL"),
-        ("ANALYZE TABLE spans".into(), Refused, "ANALYZE"),
-        ("VACUUM".into(), Refused, "VACUUM"),
-        ("SELECT * FROM spans FOR UPDATE".into(), Refused, "FOR UPDATE"),
-        // Several statements, none, and what is no SQL.
-        ("SELECT 1; DROP TABLE spans".into(), Refused, "one statement"),
-        ("SELECT 1; SELECT 2".into(), Refused, "one statement"),
-        ("".into(), BadQuery, "empty"),
-        ("-- nothing".into(), BadQuery, "empty"),
-        (";".into(), BadQuery, "empty"),
-        ("SELEC 1".into(), BadQuery, "syntax"),
-        ("SELECT 'abc".into(), BadQuery, "syntax"),
-        ("SELECT 1\0".into(), BadQuery, "NUL"),
-        ("\u{202e}SELECT 1".into(), BadQuery, "syntax"),
-        // Size, depth and width.
-        (format!("SELECT '{}'", "x".repeat(70_000)), TooLarge, "65536"),
-        (format!("SELECT '{}'", "x".repeat(20_000)), TooLarge, "literal"),
-        (format!("SELECT {}", chain(",", 6_000)), TooLarge, "10000"),
-        (format!("SELECT {}", chain("+", 2_000)), Refused, "operators"),
-        (format!("SELECT {}", chain("+", 20_000)), Refused, "operators"),
-        (format!("SELECT {}", chain("||", 1_000)), Refused, "operators"),
-        (format!("SELECT 1 WHERE {}", vec!["1=0"; 1_000].join(" OR ")), Refused, "operators"),
-        (format!("SELECT 1 WHERE {}", vec!["1=0"; 5_000].join(" OR ")), Refused, "operators"),
-        (format!("SELECT 1 WHERE {}", vec!["true"; 700].join(" AND ")), Refused, "operators"),
-        (format!("SELECT {}1", "-".repeat(600).replace('-', "- ")), Refused, "operators"),
-        (format!("SELECT {} true", "NOT ".repeat(600)), Refused, "operators"),
-        (format!("SELECT 1{}", "::bigint".repeat(600)), Refused, "operators"),
-        (format!("SELECT a{} FROM (SELECT 1 AS a)", "[1]".repeat(600)), Refused, "operators"),
-        (format!("SELECT 1 {}", "IS NULL ".repeat(600)), Refused, "operators"),
-        (format!("SELECT {}1{}", "(".repeat(60), ")".repeat(60)), Refused, "nested"),
-        (format!("SELECT {}1{}", "(".repeat(5_000), ")".repeat(4_990)), Refused, "nested"),
-        (format!("SELECT {}1{}", "abs(".repeat(100), ")".repeat(100)), Refused, "nested"),
-        (format!("SELECT {}1{}", "CASE WHEN true THEN ".repeat(100), " END".repeat(100)), Refused, "nested"),
-        (format!("SELECT * FROM {}spans{}", "(SELECT * FROM ".repeat(50), ") t".repeat(50)), Refused, "nested"),
-        (format!("SELECT 1 {}", "UNION ALL SELECT 1 ".repeat(300)), Refused, "set operations"),
-        (format!("SELECT 1 FROM {}", vec!["spans"; 300].join(",")), Refused, "relations"),
-        (doubling_ctes, Refused, "relations"),
-        (format!("SELECT a FROM {growing} t WHERE a > 1"), Refused, "terms"),
-        (growing_text, Refused, "terms"),
-        (wide_text, Memory, "concat() would make"),
-        (wide_bars, Memory, "would make"),
-        // Functions and relations without a bound.
-        ("SELECT length(repeat('x', 2000000000))".into(), Refused, "repeat"),
-        ("SELECT \"repeat\"('x', 2000000000)".into(), Refused, "repeat"),
-        ("SELECT lpad('x', 2000000000)".into(), Refused, "lpad"),
-        ("SELECT RPAD('x', 2000000000)".into(), Refused, "rpad"),
-        ("SELECT * FROM generate_series(1, 100000000000)".into(), Refused, "generate_series"),
-        ("SELECT * FROM range(1, 100000000000)".into(), Refused, "range"),
-        ("SELECT range(0, 1000000000)".into(), Refused, "range"),
-        ("SELECT array_repeat(1, 1000000000)".into(), Refused, "array_repeat"),
-        ("SELECT array_resize([1], 1000000000)".into(), Refused, "array_resize"),
-        (
-            "WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM r) SELECT count(*) FROM r".into(),
-            Refused,
-            "RECURSIVE",
-        ),
-        (format!("SELECT length(replace('{}', 'x', '{}'))", "x".repeat(16_000), "y".repeat(16_000)), Memory, "replace"),
-        (
-            format!("SELECT length(regexp_replace('{}', 'x*', '{}', 'g'))", "x".repeat(16_000), "y".repeat(16_000)),
-            Memory,
-            "regexp_replace",
-        ),
-        // Ids, types and casts that are wrong say so.
-        ("SELECT * FROM spans WHERE trace_id = 'zz'".into(), BadQuery, "32 hexadecimal digits"),
-        (
-            "SELECT * FROM spans WHERE span_id = '5b8efff798038103d269b633813fc60c'".into(),
-            BadQuery,
-            "16 hexadecimal digits",
-        ),
-        (
-            "SELECT * FROM spans WHERE trace_id IN ('5b8efff798038103d269b633813fc60c', 'x')".into(),
-            BadQuery,
-            "`x` is not an id",
-        ),
-        ("SELECT attribute(name, 'x') FROM spans".into(), BadQuery, "expects attributes"),
-        ("SELECT attribute(attributes, name) FROM spans".into(), BadQuery, "literal"),
-        ("SELECT hex(1)".into(), BadQuery, "hex"),
-        ("SELECT substr(trace_id, 1, 4) FROM spans".into(), BadQuery, "substr"),
-        ("SELECT CAST('x' AS BIGINT)".into(), BadQuery, "x"),
-        ("SELECT CAST(99999999999 AS INT)".into(), BadQuery, "99999999999"),
-        ("SELECT 1 / 0".into(), BadQuery, "ivide by zero"),
-        ("SELECT no_such_column FROM spans".into(), BadQuery, "no_such_column"),
-        ("SELECT no_such_function(1)".into(), BadQuery, "no_such_function"),
-        ("SELECT regexp_like(body, '(') FROM logs".into(), BadQuery, "regex"),
-        ("DESCRIBE nothing".into(), BadQuery, "nothing"),
-    ];
-    rows
+/// A source with enough rows for what multiplies or grows, in memory and in segments.
+fn many_rows() -> Arc<TestSource> {
+    let source = TestSource::new();
+    source.segment(Table::Spans, &many_spans(300));
+    source.memory(Table::Spans, many_spans(11_700));
+    source.memory(Table::Logs, logs());
+    Arc::new(source)
 }
 
 #[test]
-fn hostile_statements_are_refused_and_the_engine_goes_on() {
-    let source = source(Where::Both);
+fn hostile_statements_are_refused_or_bounded_and_the_engine_goes_on() {
+    let source = many_rows();
     let engine = engine(&source);
-    let before: Vec<_> = std::fs::read_dir(source.folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let limits = Limits { timeout: Duration::from_secs(2), rows_max: 10_000, output_bytes_max: 16 << 20 };
+    let files =
+        || -> Vec<_> { std::fs::read_dir(source.folder()).unwrap().map(|entry| entry.unwrap().path()).collect() };
+    let before = files();
+    let rows = crate::hostile::rows();
     let mut wrong = Vec::new();
-    for (sql, kind, message) in hostile() {
-        let shown: String = sql.chars().take(120).collect();
-        match ask(&engine, &sql) {
-            Ok(answer) => {
-                wrong.push(format!("{shown}\n  was answered: {}", answer.rows.chars().take(200).collect::<String>()))
-            }
-            Err(error) if error.kind != kind || !error.message.contains(message) => {
-                wrong.push(format!("{shown}\n  expected {kind:?} {message}\n  found    {error:?}"));
-            }
-            Err(_) => {}
-        }
+    for row in &rows {
+        wrong.extend(match ask_with(&engine, &row.sql, limits) {
+            Ok(answer) => row.fault(if answer.stats.truncated { "cut" } else { "answered" }, ""),
+            Err(error) => row.fault(error.kind.code(), &error.message),
+        });
     }
-    assert!(wrong.is_empty(), "{} wrong\n{}", wrong.len(), wrong.join("\n"));
-    assert!(hostile().len() >= 80);
-    assert_eq!(ask(&engine, "SELECT count(*) FROM spans").unwrap().rows, "[6]");
-    let after: Vec<_> = std::fs::read_dir(source.folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert_eq!(before, after, "no statement writes a file");
+    assert!(wrong.is_empty(), "{} of {} wrong\n{}", wrong.len(), rows.len(), wrong.join("\n"));
+    assert!(rows.len() >= 80);
+    assert_eq!(ask(&engine, "SELECT count(*) FROM spans").unwrap().rows, "[12000]");
+    assert_eq!(before, files(), "no statement writes a file");
 }
 
 #[test]
@@ -870,6 +725,52 @@ fn a_damaged_segment_is_named_and_set_aside() {
         assert!(again.stats.warnings.is_empty(), "{what}: {:?}", again.stats.warnings);
         assert_eq!(again.stats.segments_scanned, 1, "{what}");
     }
+}
+
+#[test]
+fn a_segment_that_vanishes_under_a_query_is_named_and_the_next_one_does_without() {
+    let source = Arc::new(TestSource::new());
+    let rows = many_spans(6_000);
+    let paths: Vec<_> = (0..4).map(|part| source.segment(Table::Spans, &rows.slice(part * 1_500, 1_500))).collect();
+    let config = EngineConfig { threads: 1, ..EngineConfig::default() };
+    let engine = Engine::new(config, Arc::clone(&source) as Arc<dyn Source>).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let text = "x".repeat(4_000);
+    let error = runtime.block_on(async {
+        let sql = format!("SELECT name || '{text}' FROM spans");
+        let mut output = engine.query(&TenantId::default_tenant(), &sql, limits()).await.unwrap();
+        assert!(output.next().await.unwrap().is_ok(), "rows were handed out before");
+        std::fs::remove_file(&paths[3]).unwrap();
+        loop {
+            match output.next().await {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => break error,
+                None => panic!("a segment is missing from an answer that says nothing of it"),
+            }
+        }
+    });
+    let name = paths[3].file_name().unwrap().to_string_lossy().into_owned();
+    assert_eq!(error.kind, ErrorKind::Corrupt);
+    assert!(error.message.contains(&name) && error.is_retryable(), "{error:?}");
+    assert_eq!(ask(&engine, "SELECT count(*), count(DISTINCT name) FROM spans").unwrap().rows, "[4500,4500]");
+}
+
+#[test]
+fn statistics_tell_what_a_query_took() {
+    let source = many_rows();
+    let engine = engine(&source);
+    for (sql, peak) in [
+        ("SELECT sum(duration_ns) FROM spans", false),
+        ("SELECT name, count(*) FROM spans GROUP BY name ORDER BY 2, 1 LIMIT 3", true),
+        ("SELECT a.name FROM spans a JOIN spans b ON a.name = b.name WHERE a.duration_ns < 5", true),
+    ] {
+        let stats = ask(&engine, sql).unwrap().stats;
+        assert!(stats.memory_peak_bytes > 0 && stats.memory_peak_bytes < 64 << 20, "{sql}: {stats:?}");
+        assert!(!peak || stats.memory_peak_bytes > 100_000, "{sql}: {stats:?}");
+        assert!(stats.rows_scanned >= 12_000 && stats.segments_scanned >= 1, "{sql}: {stats:?}");
+    }
+    let refused = ask_with(&engine, "SELECT name FROM spans ORDER BY name", Limits { rows_max: 5, ..limits() });
+    assert!(refused.unwrap().stats.memory_peak_bytes > 0);
 }
 
 #[test]

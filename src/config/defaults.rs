@@ -92,6 +92,9 @@ pub const QUERY_MEMORY_BYTES: ByteSize = ByteSize(256 * MIB);
 /// More rows than anybody reads; a program that wants more says so, and gets them up to the next limit.
 pub const QUERY_ROWS_MAX: u64 = 100_000;
 
+/// An answer in JSON is held by whoever reads it, and a page of rows is some MiB.
+pub const QUERY_OUTPUT_BYTES: ByteSize = ByteSize(256 * MIB);
+
 /// A day's spans of a busy system. Rows that are sent are not held, so the limit is on time and disk of whoever asks.
 pub const QUERY_EXPORT_ROWS_MAX: u64 = 100_000_000;
 
@@ -100,6 +103,19 @@ pub const QUERY_EXPORT_TIMEOUT: Interval = Interval::seconds(600);
 
 /// Two per core of the smallest machine we aim at, so that ingest always finds one.
 pub const QUERY_CONCURRENCY: u64 = 4;
+
+/// The slowest queries of one client leave a permit to everybody else.
+pub const QUERY_CONCURRENCY_PER_CLIENT: u64 = 3;
+
+/// A page of panels of each of a few people, all loaded at once.
+pub const QUERY_QUEUE: u64 = 32;
+
+/// As long as a person waits without a sign that anything happens.
+pub const QUERY_QUEUE_WAIT: Interval = Interval::seconds(5);
+
+/// What is sent lies in the kernel's buffers, which any client empties sooner: one that does not is gone or stalled,
+/// and its query holds a permit meanwhile.
+pub const QUERY_SEND_TIMEOUT: Interval = Interval::seconds(60);
 
 /// Start, stop and every refusal; nothing per request.
 pub const LOG_LEVEL: LogLevel = LogLevel::Info;
@@ -156,9 +172,14 @@ impl Default for Config {
                 timeout: QUERY_TIMEOUT,
                 memory_bytes: QUERY_MEMORY_BYTES,
                 rows_max: QUERY_ROWS_MAX,
+                output_bytes: QUERY_OUTPUT_BYTES,
                 export_rows_max: QUERY_EXPORT_ROWS_MAX,
                 export_timeout: QUERY_EXPORT_TIMEOUT,
+                send_timeout: QUERY_SEND_TIMEOUT,
                 concurrency: QUERY_CONCURRENCY,
+                concurrency_per_client: QUERY_CONCURRENCY_PER_CLIENT,
+                queue: QUERY_QUEUE,
+                queue_wait: QUERY_QUEUE_WAIT,
             },
             log: Log { level: LOG_LEVEL, format: LOG_FORMAT },
             shutdown: Shutdown { timeout: SHUTDOWN_TIMEOUT },

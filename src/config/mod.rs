@@ -249,12 +249,22 @@ pub struct Query {
     pub memory_bytes: ByteSize,
     /// Rows it may return.
     pub rows_max: u64,
+    /// Bytes of rows it may return.
+    pub output_bytes: ByteSize,
     /// Rows it may return when its client asks for more than that.
     pub export_rows_max: u64,
     /// How long it may run then.
     pub export_timeout: Interval,
+    /// How long a client may read nothing of what is sent to it.
+    pub send_timeout: Interval,
     /// How many may run at once.
     pub concurrency: u64,
+    /// How many of one client may run at once.
+    pub concurrency_per_client: u64,
+    /// How many may wait for their turn.
+    pub queue: u64,
+    /// How long one may wait.
+    pub queue_wait: Interval,
 }
 
 /// The program's own log.

@@ -99,9 +99,14 @@ pub(super) fn visit(config: &mut Config, v: &mut dyn Visitor) {
         v.interval("timeout", &mut c.query.timeout, 1..=3600);
         v.bytes("memory_bytes", &mut c.query.memory_bytes, 16 * MIB..=1024 * GIB);
         v.count("rows_max", &mut c.query.rows_max, 1..=100_000_000);
+        v.bytes("output_bytes", &mut c.query.output_bytes, MIB..=1024 * GIB);
         v.count("export_rows_max", &mut c.query.export_rows_max, 1..=1_000_000_000_000);
         v.interval("export_timeout", &mut c.query.export_timeout, 1..=24 * 3600);
+        v.interval("send_timeout", &mut c.query.send_timeout, 1..=3600);
         v.count("concurrency", &mut c.query.concurrency, 1..=256);
+        v.count("concurrency_per_client", &mut c.query.concurrency_per_client, 1..=256);
+        v.count("queue", &mut c.query.queue, 0..=10_000);
+        v.interval("queue_wait", &mut c.query.queue_wait, 1..=3600);
     });
     v.section("log", &mut |v| {
         choose(v, "level", LogLevel::NAMES, &LogLevel::ALL, &mut c.log.level);

@@ -11,11 +11,10 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use bytes::BytesMut;
-use model::tenant::TenantId;
 use query::catalog::types::{self, ColumnType, column_type};
 use query::catalog::{DATABASE, POSTGRES_VERSION};
 use query::script::{self, Part};
-use query::{Limits, QueryError, QueryOutput};
+use query::{Client, Limits, QueryError, QueryOutput};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -31,9 +30,6 @@ use crate::auth::{AuthError, Edition, Scope};
 
 /// How long a client may take until it has said who it is.
 const STARTUP_PATIENCE: Duration = Duration::from_secs(10);
-
-/// How long a client may take to read what is written, until it counts as gone. Its query holds a permit meanwhile.
-const WRITE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The buffer is flushed at this size, bytes.
 const FLUSH_BYTES: usize = 64 << 10;
@@ -111,11 +107,13 @@ impl From<Unclear> for Stop {
 struct Out {
     sink: OwnedWriteHalf,
     buffer: BytesMut,
+    /// How long the client may take to read what is written, until it counts as gone. Its query holds a permit meanwhile.
+    patience: Duration,
 }
 
 impl Out {
     async fn flush(&mut self) -> Result<(), Stop> {
-        let written = tokio::time::timeout(WRITE_PATIENCE, self.sink.write_all(&self.buffer)).await;
+        let written = tokio::time::timeout(self.patience, self.sink.write_all(&self.buffer)).await;
         self.buffer.clear();
         match written {
             Ok(Ok(())) => Ok(()),
@@ -185,12 +183,12 @@ pub(super) async fn run(socket: TcpStream, shared: Arc<Shared>, stop: Cancellati
     drop(socket.set_nodelay(true));
     let (source, sink) = socket.into_split();
     let mut reader = Reader::new(source);
-    let mut out = Out { sink, buffer: BytesMut::new() };
+    let mut out = Out { sink, buffer: BytesMut::new(), patience: shared.doors.0.deps.send_timeout };
     let opened = tokio::select! {
         () = stop.cancelled() => return,
         opened = tokio::time::timeout(STARTUP_PATIENCE, open(&mut reader, &mut out, &shared)) => opened,
     };
-    let (tenant, edition, entered, parameters) = match opened {
+    let (client, edition, entered, parameters) = match opened {
         Ok(Ok(Some(opened))) => opened,
         // A request to cancel is answered by closing; so is a client that says nothing.
         Ok(Ok(None) | Err(Stop::Gone)) | Err(_) => return,
@@ -204,7 +202,7 @@ pub(super) async fn run(socket: TcpStream, shared: Arc<Shared>, stop: Cancellati
         shared,
         reader,
         out,
-        tenant,
+        client,
         edition,
         entered,
         transaction: Transaction::None,
@@ -218,7 +216,7 @@ pub(super) async fn run(socket: TcpStream, shared: Arc<Shared>, stop: Cancellati
     }
 }
 
-type Opened = (TenantId, Edition, Entered, Vec<(String, String)>);
+type Opened = (Client, Edition, Entered, Vec<(String, String)>);
 
 /// Finds out who connects; `None` when the connection was only to stop another one's query.
 async fn open(reader: &mut Reader<OwnedReadHalf>, out: &mut Out, shared: &Arc<Shared>) -> Result<Option<Opened>, Stop> {
@@ -260,8 +258,10 @@ async fn open(reader: &mut Reader<OwnedReadHalf>, out: &mut Out, shared: &Arc<Sh
     }
     let authenticator = &shared.doors.0.deps.authenticator;
     let edition = authenticator.edition();
-    let tenant = if authenticator.is_open() {
-        authenticator.authorize_token(None, Scope::Query)
+    let client = if authenticator.is_open() {
+        let program =
+            parameters.iter().find(|(name, _)| name == "application_name").map(|(_, program)| program.as_str());
+        authenticator.authorize_token(None, Scope::Query).map(|tenant| Client::new(tenant, program))
     } else {
         const CLEARTEXT_PASSWORD: i32 = 3;
         out.buffer.authentication(CLEARTEXT_PASSWORD);
@@ -269,9 +269,10 @@ async fn open(reader: &mut Reader<OwnedReadHalf>, out: &mut Out, shared: &Arc<Sh
         let Frame::Password(password) = reader.next().await.map_err(fatal)? else {
             return Err(Failed::new("08P01", "expected a password").into());
         };
-        authenticator.authorize_token(Some(&password), Scope::Query)
+        let tenant = authenticator.authorize_token(Some(&password), Scope::Query);
+        tenant.map(|tenant| Client::new(tenant, Some(&password)))
     };
-    let tenant = tenant.map_err(|refused| match refused {
+    let client = client.map_err(|refused| match refused {
         AuthError::Unauthenticated => {
             Failed::new("28P01", "a valid token is required").hint("send it as the password, with any user name")
         }
@@ -282,14 +283,14 @@ async fn open(reader: &mut Reader<OwnedReadHalf>, out: &mut Out, shared: &Arc<Sh
         return Err(failed.hint("GET /readyz on the HTTP door tells how far it is").into());
     }
     let entered = shared.enter().map_err(|error| Failed::new("XX000", format!("no random numbers: {error}")))?;
-    Ok(Some((tenant, edition, entered, parameters)))
+    Ok(Some((client, edition, entered, parameters)))
 }
 
 struct Session {
     shared: Arc<Shared>,
     reader: Reader<OwnedReadHalf>,
     out: Out,
-    tenant: TenantId,
+    client: Client,
     /// The tokens by which it was let in.
     edition: Edition,
     entered: Entered,
@@ -526,7 +527,7 @@ impl Session {
             return Err(Failed::new("57P03", "the server is still reading its log").into());
         };
         let expires = Instant::now() + limits.timeout;
-        let query = opened.engine.query(&self.tenant, sql, limits);
+        let query = opened.engine.query_of(&self.client, sql, limits);
         let output = watched(&mut self.reader, &self.entered.cancel, query).await??;
         let columns = output.schema.fields().iter().map(|field| column_type(field.data_type()));
         let columns: Vec<ColumnType> = columns.collect();
@@ -847,7 +848,7 @@ impl Session {
                 let Some(opened) = self.shared.doors.0.opened.get() else {
                     return Err(Failed::new("57P03", "the server is still reading its log").into());
                 };
-                let describing = opened.engine.describe(&self.tenant, part.text);
+                let describing = opened.engine.describe(&self.client.tenant, part.text);
                 let found = watched(&mut self.reader, &self.entered.cancel, describing).await??;
                 let count = script::parameters(&part.words).max(types.len());
                 let of_parameter = |index: usize| match types.get(index) {

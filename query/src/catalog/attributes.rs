@@ -277,7 +277,7 @@ impl Engine {
 
     async fn plan_sample(&self, tenant: &TenantId, question: &AttributesQuestion) -> Result<Sample, QueryError> {
         let (tenant, question, engine) = (tenant.clone(), question.clone(), Arc::clone(&self.inner));
-        self.on_query_thread(async move {
+        self.on_query_thread(&tenant.clone(), async move {
             let snapshot = engine.source.snapshot(&tenant);
             // The views over spans have its rows' attributes, several a row: what is recent is the same.
             let stored = match question.table.as_str() {
@@ -306,7 +306,7 @@ impl Engine {
         keys: Vec<String>,
     ) -> Result<Vec<DataType>, QueryError> {
         let (tenant, question, engine) = (tenant.clone(), question.clone(), Arc::clone(&self.inner));
-        self.on_query_thread(async move {
+        self.on_query_thread(&tenant.clone(), async move {
             let snapshot = engine.source.snapshot(&tenant);
             let kinds = Arc::clone(&snapshot.kinds);
             let functions = Functions::new(&kinds);

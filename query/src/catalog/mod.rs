@@ -220,7 +220,7 @@ impl Engine {
     /// [`QueryError`] when the engine is busy or stopping.
     pub async fn tables(&self, tenant: &TenantId) -> std::result::Result<Vec<TableInfo>, QueryError> {
         let (tenant, engine) = (tenant.clone(), Arc::clone(&self.inner));
-        self.on_query_thread(async move {
+        self.on_query_thread(&tenant.clone(), async move {
             let snapshot = engine.source.snapshot(&tenant);
             let functions = Functions::new(&snapshot.kinds);
             let (source, counters) = (Arc::clone(&engine.source), Arc::new(ScanCounters::default()));
