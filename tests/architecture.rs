@@ -19,9 +19,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ingest", &["model", "store"]),
     ("query", &["model", "store"]),
     ("alerting", &["model"]),
+    ("slo", &["model"]),
     ("dashboards", &["model", "store", "query"]),
     ("fixtures", &["model"]),
-    ("godseye", &["model", "store", "ingest", "query", "alerting", "dashboards", "fixtures"]),
+    ("godseye", &["model", "store", "ingest", "query", "alerting", "slo", "dashboards", "fixtures"]),
 ];
 
 /// Any crate may test itself with these: they depend on nothing that is tested with them.
