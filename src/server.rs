@@ -445,6 +445,7 @@ fn store_config(config: &Config) -> StoreConfig {
     store.compaction.inputs_min = usize::try_from(storage.compaction.min_segments).unwrap_or(usize::MAX);
     store.compaction.output_bytes_max = storage.compaction.target_bytes.0;
     store.compaction.interval_ms = milliseconds(storage.compaction.interval.get());
+    store.derived = storage.derived;
     for (signal, kept) in [
         (Signal::Traces, &storage.retention.traces),
         (Signal::Metrics, &storage.retention.metrics),

@@ -757,7 +757,7 @@ impl Run {
         if snapshot.derived.as_ref().is_some_and(|derived| !derived.complete) {
             self.stats.update(|stats| {
                 let warning =
-                    "span_metrics and service_edges are being derived anew; until then they may miss older spans";
+                    "span_metrics and service_edges miss spans: they are being derived anew, or storage.derived is off";
                 stats.warnings.push(warning.to_owned());
             });
         }

@@ -165,6 +165,7 @@ impl Default for Config {
                     min_segments: COMPACTION_MIN_SEGMENTS,
                     target_bytes: COMPACTION_TARGET_BYTES,
                 },
+                derived: true,
                 retention: Retention { traces: RETENTION, metrics: RETENTION, logs: RETENTION, profiles: RETENTION },
             },
             limits: Limits { in_flight_bytes: IN_FLIGHT_BYTES, series_max: SERIES_MAX },

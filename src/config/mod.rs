@@ -185,6 +185,8 @@ pub struct Storage {
     pub compaction: Compaction,
     /// How long telemetry is kept, by its own time.
     pub retention: Retention,
+    /// Whether `span_metrics` and `service_edges` are derived from spans.
+    pub derived: bool,
 }
 
 /// The write-ahead log.

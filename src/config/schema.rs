@@ -83,6 +83,7 @@ pub(super) fn visit(config: &mut Config, v: &mut dyn Visitor) {
             v.count("min_segments", &mut storage.compaction.min_segments, 2..=64);
             v.bytes("target_bytes", &mut storage.compaction.target_bytes, 8 * MIB..=8 * GIB);
         });
+        v.flag("derived", &mut storage.derived);
         v.section("retention", &mut |v| {
             let retention = &mut storage.retention;
             v.interval("traces", &mut retention.traces, RETENTION_S);

@@ -56,6 +56,9 @@ pub struct StoreConfig {
     pub memtable_wait_ms: u64,
     /// When segments are merged.
     pub compaction: CompactionConfig,
+    /// Whether `span_metrics` and `service_edges` are derived. Turned off, they are marked as missing spans; turned on
+    /// again, they are derived anew.
+    pub derived: bool,
     /// How long rows of each signal are kept, nanoseconds; indexed by [`retention_of`].
     ///
     /// [`retention_of`]: StoreConfig::retention_of
@@ -79,6 +82,7 @@ impl StoreConfig {
             memtable_bytes_max: MEMTABLE_BYTES_MAX_DEFAULT,
             memtable_wait_ms: MEMTABLE_WAIT_MS_DEFAULT,
             compaction: CompactionConfig::default(),
+            derived: true,
             retention_ns: [RETENTION_NS_DEFAULT; Signal::ALL.len()],
             ledger_retention_ns: LEDGER_RETENTION_NS_DEFAULT,
             clock: Clock::System,

@@ -923,7 +923,7 @@ impl Store {
         let Prepared { segments, deltas } = match prepared {
             Some(prepared) => prepared,
             None => {
-                let deltas = if table == Table::Spans { self.deltas_of(frozen) } else { Vec::new() };
+                let deltas = if table == Table::Spans { self.deltas_of(frozen)? } else { Vec::new() };
                 prepared.insert(Prepared { segments: self.write_segments(table, &frozen.memtable)?, deltas })
             }
         };

@@ -188,8 +188,10 @@ impl Store {
             let live = state.derived.get(tenant).cloned().unwrap_or_default();
             (Self::capture(&state, tenant), uncounted, remembered, live)
         };
-        self.count(&mut deriver, uncounted, BTreeMap::from([(tenant.clone(), remembered)]), now);
-        let mut derived = DerivedTables { complete: !live.stale, ..DerivedTables::default() };
+        if self.config.derived {
+            self.count(&mut deriver, uncounted, BTreeMap::from([(tenant.clone(), remembered)]), now);
+        }
+        let mut derived = DerivedTables { complete: self.config.derived && !live.stale, ..DerivedTables::default() };
         for segment in live.segments {
             derived.tables[segment.meta().table.index()].segments.push(segment);
         }
@@ -205,6 +207,9 @@ impl Store {
 
     /// Counts every span that is not counted yet.
     pub(super) fn count_spans(&self) {
+        if !self.config.derived {
+            return;
+        }
         let now = self.config.clock.now();
         let mut deriver = lock(&self.derived);
         let (uncounted, remembered) = {
@@ -238,7 +243,14 @@ impl Store {
     }
 
     /// What the frozen memtable of spans adds to the derived tables.
-    pub(super) fn deltas_of(&self, frozen: &Frozen) -> Vec<Arc<Delta>> {
+    ///
+    /// # Errors
+    /// Only when they are not to be derived, and that cannot be noted.
+    pub(super) fn deltas_of(&self, frozen: &Frozen) -> Result<Vec<Arc<Delta>>, StoreError> {
+        if !self.config.derived {
+            self.mark_underived(frozen)?;
+            return Ok(Vec::new());
+        }
         self.count_spans();
         let memtable = lock(&self.state).spans_frozen - 1;
         let now = self.config.clock.now();
@@ -253,7 +265,22 @@ impl Store {
                 }
             }
         }
-        deltas
+        Ok(deltas)
+    }
+
+    /// Notes of tenants whose spans are flushed without being counted that their tables miss some.
+    fn mark_underived(&self, frozen: &Frozen) -> Result<(), StoreError> {
+        let unmarked: Vec<TenantId> = {
+            let state = lock(&self.state);
+            let is_marked = |tenant: &TenantId| state.derived.get(tenant).is_some_and(|live| live.stale);
+            frozen.memtable.tenants().keys().filter(|tenant| !is_marked(tenant)).cloned().collect()
+        };
+        for tenant in unmarked {
+            let mut manifest = lock(&self.manifest);
+            manifest.mark_stale(&tenant, None)?;
+            lock(&self.state).derived_mut(&tenant).stale = true;
+        }
+        Ok(())
     }
 
     /// One piece of work on the derived tables, if there is any; whether there was. The compactor's.
@@ -261,7 +288,7 @@ impl Store {
     /// # Errors
     /// Everything stays as it is then, and the piece is tried again.
     pub fn tend_derived(&self) -> Result<bool, StoreError> {
-        Ok(self.fold_once()? || self.merge_derived_once()? || self.rebuild_step()?)
+        Ok(self.fold_once()? || self.merge_derived_once()? || (self.config.derived && self.rebuild_step()?))
     }
 
     /// Has the derived tables of a tenant derived anew from its spans, by the compactor, in the

@@ -372,6 +372,31 @@ fn a_rebuild_on_demand_finds_calls_whose_halves_came_too_far_apart() {
 }
 
 #[test]
+fn turned_off_the_tables_say_that_they_miss_spans_and_turned_on_they_have_them_all() {
+    let bench = Bench::new();
+    let open = |derived: bool| {
+        let config = StoreConfig { derived, ..bench.config() };
+        Store::open(config, &ReplayProgress::default(), Metrics::default()).unwrap()
+    };
+    let is_complete = |store: &Store| store.snapshot_with_derived(&tenant("a")).derived().unwrap().is_complete();
+    let mut spans = Vec::new();
+    for (part, derived) in [(1, true), (2, false), (3, false), (4, true)] {
+        let store = open(derived);
+        append(&store, "a", &calls(part));
+        spans.extend(calls(part));
+        if part != 3 {
+            // The third part is in memory and in the log only when the tables are turned on.
+            store.flush_all().unwrap();
+        }
+        while store.tend_derived().unwrap() {}
+        assert_eq!(is_complete(&store), derived, "part {part}");
+        if derived {
+            check(&store, "a", &spans);
+        }
+    }
+}
+
+#[test]
 fn a_damaged_derived_segment_is_set_aside_and_made_again() {
     type Damage = fn(&Path);
     let damages: [(&str, Damage); 3] = [
