@@ -12,7 +12,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, Env, Overrides, Severity};
 use crate::server::ServeError;
-use crate::{client, demo, loadgen, logging, server, trace};
+use crate::{client, demo, loadgen, logging, server, tail, trace};
 
 /// Something went wrong that is neither the usage, the configuration nor the disk.
 const EXIT_FAILURE: u8 = 1;
@@ -42,6 +42,8 @@ enum Command {
     },
     /// Ask a running server a question in SQL
     Query(client::QueryArgs),
+    /// Follow logs or spans of a running server as they come
+    Tail(tail::TailArgs),
     /// Show one trace of a running server as a waterfall
     Trace(trace::TraceArgs),
     /// Send telemetry to any OTLP endpoint, as fast as told
@@ -120,6 +122,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Demo(args) => finish(demo::run(&args)),
         Command::Check { file } => check(&file),
         Command::Query(args) => finish(client::run(&args)),
+        Command::Tail(args) => finish(tail::run(&args)),
         Command::Trace(args) => finish(trace::run(&args)),
         Command::Loadgen(args) => finish(loadgen::run(args)),
         Command::Completions { shell } => {

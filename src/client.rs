@@ -7,6 +7,7 @@ use std::io::{Read as _, Write as _};
 use bytes::Bytes;
 use clap::Args;
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 
@@ -49,6 +50,8 @@ pub enum ClientError {
     Refused {
         /// The server's words.
         message: String,
+        /// Whether it may say yes in a moment.
+        is_retryable: bool,
     },
     /// The answer ended before its last row; what came was printed.
     #[error("the answer is not complete: {message}")]
@@ -62,6 +65,14 @@ pub enum ClientError {
     /// The runtime could not be started.
     #[error("cannot start: {0}")]
     Runtime(std::io::Error),
+}
+
+impl ClientError {
+    /// Whether trying again in a moment can help.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Refused { is_retryable: true, .. })
+    }
 }
 
 /// Asks and prints.
@@ -80,12 +91,7 @@ pub fn run(args: &QueryArgs) -> Result<(), ClientError> {
         Output::Csv => "csv",
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Runtime)?;
-    let body = runtime.block_on(ask(
-        args.server.trim_start_matches("http://").trim_end_matches('/'),
-        args.token.as_ref().map(Secret::expose),
-        &sql,
-        format,
-    ))?;
+    let body = runtime.block_on(ask(address(&args.server), args.token.as_ref().map(Secret::expose), &sql, format))?;
     let text = match args.output {
         Output::Table => terminal::table(&serde_json::from_slice(&body).unwrap_or_default()).into_bytes(),
         Output::Json | Output::Ndjson | Output::Csv => body.to_vec(),
@@ -127,27 +133,49 @@ fn broke_off(body: &[u8], output: Output) -> Option<String> {
     Some(failed["message"].as_str().unwrap_or("unknown error").to_owned())
 }
 
+/// A server's address as it was typed: people paste URLs.
+pub(crate) fn address(server: &str) -> &str {
+    server.trim_start_matches("http://").trim_end_matches('/')
+}
+
 /// Sends one statement to `POST /api/v1/sql` and returns the body of a successful answer.
 ///
 /// # Errors
 /// [`ClientError::Unreachable`] and [`ClientError::Refused`].
 pub async fn ask(server: &str, token: Option<&str>, sql: &str, format: &str) -> Result<Bytes, ClientError> {
+    let path = format!("/api/v1/sql?format={format}");
+    let answer = request(server, token, "POST", &path, Bytes::copy_from_slice(sql.as_bytes())).await?;
+    whole(server, answer).await
+}
+
+/// Sends a request and returns the answer, of which only the head is there, when it is a success. Dropping it, or
+/// this future, ends the request: the server sees its client go away.
+///
+/// # Errors
+/// [`ClientError::Unreachable`] and [`ClientError::Refused`].
+pub(crate) async fn request(
+    server: &str,
+    token: Option<&str>,
+    method: &str,
+    path: &str,
+    body: Bytes,
+) -> Result<http::Response<Incoming>, ClientError> {
     let unreachable = |detail: String| ClientError::Unreachable { server: server.to_owned(), detail };
-    let mut request = http::Request::post(format!("http://{server}/api/v1/sql?format={format}"))
-        .header(http::header::CONTENT_TYPE, "application/sql");
+    let mut request = http::Request::builder().method(method).uri(format!("http://{server}{path}"));
+    if !body.is_empty() {
+        request = request.header(http::header::CONTENT_TYPE, "application/sql");
+    }
     if let Some(token) = token {
         request = request.header(http::header::AUTHORIZATION, format!("Bearer {token}"));
     }
-    let request = request
-        .body(Full::new(Bytes::copy_from_slice(sql.as_bytes())))
-        .map_err(|error| unreachable(error.to_string()))?;
+    let request = request.body(Full::new(body)).map_err(|error| unreachable(error.to_string()))?;
     let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
     let response = client.request(request).await.map_err(|error| unreachable(chain(&error)))?;
     let status = response.status();
-    let body = response.into_body().collect().await.map_err(|error| unreachable(chain(&error)))?.to_bytes();
     if status.is_success() {
-        return Ok(body);
+        return Ok(response);
     }
+    let body = whole(server, response).await?;
     let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
     let mut message = match answer["error"]["message"].as_str() {
         Some(message) => message.to_owned(),
@@ -156,7 +184,14 @@ pub async fn ask(server: &str, token: Option<&str>, sql: &str, format: &str) -> 
     if let Some(hint) = answer["error"]["hint"].as_str() {
         message.push_str(&format!("\nhint: {hint}"));
     }
-    Err(ClientError::Refused { message })
+    let is_retryable = [http::StatusCode::TOO_MANY_REQUESTS, http::StatusCode::SERVICE_UNAVAILABLE].contains(&status);
+    Err(ClientError::Refused { message, is_retryable })
+}
+
+/// The rest of an answer.
+async fn whole(server: &str, answer: http::Response<Incoming>) -> Result<Bytes, ClientError> {
+    let unreachable = |detail: String| ClientError::Unreachable { server: server.to_owned(), detail };
+    Ok(answer.into_body().collect().await.map_err(|error| unreachable(chain(&error)))?.to_bytes())
 }
 
 /// An error with its causes: the innermost one says what really happened.

@@ -12,6 +12,7 @@ pub mod demo;
 pub mod loadgen;
 pub mod logging;
 pub mod server;
+pub mod tail;
 pub mod terminal;
 pub mod trace;
 pub mod waterfall;

@@ -169,8 +169,7 @@ impl Asker<'_> {
 
     async fn ask(&self, sql: &str) -> Result<Answer, TraceError> {
         let args = self.args;
-        let server = args.server.trim_start_matches("http://").trim_end_matches('/');
-        let body = client::ask(server, args.token.as_deref(), sql, "json").await?;
+        let body = client::ask(client::address(&args.server), args.token.as_deref(), sql, "json").await?;
         let answer: Value = serde_json::from_slice(&body).map_err(|error| self.unreadable(&error))?;
         if let Some(message) = answer["error"]["message"].as_str() {
             return Err(ClientError::BrokeOff { message: message.to_owned() }.into());

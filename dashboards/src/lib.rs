@@ -9,6 +9,7 @@
 //! # Layout
 //! - [`auth`]: tokens to tenants, for every door of the process
 //! - `sql`: `POST /api/v1/sql`, streamed
+//! - `tail`: `GET /api/v1/tail`: rows as they come
 //! - `discover`: `GET /api/v1/tables` and `/api/v1/attributes`: what there is to ask
 //! - `formats`, `encoding`, `negotiate`: how an answer is written, compressed, and which way a client wants it
 //! - [`pg`]: the PostgreSQL door
@@ -25,6 +26,7 @@ mod negotiate;
 pub mod pg;
 mod probes;
 mod sql;
+mod tail;
 #[cfg(test)]
 mod tests;
 
@@ -152,6 +154,7 @@ impl Doors {
     pub fn router(&self) -> Router {
         Router::new()
             .route("/api/v1/sql", post(sql::sql))
+            .route("/api/v1/tail", get(tail::tail))
             .route("/api/v1/tables", get(discover::tables))
             .route("/api/v1/attributes", get(discover::attributes))
             .route("/metrics", get(probes::metrics))

@@ -52,6 +52,7 @@ async fn before_the_store_is_open_probes_answer_and_nothing_else() {
         ("POST", "/api/v1/sql", 503, "replaying"),
         ("GET", "/api/v1/tables", 503, "replaying"),
         ("GET", "/api/v1/attributes?table=spans", 503, "replaying"),
+        ("GET", "/api/v1/tail?table=spans", 503, "replaying"),
         ("GET", "/api/v1/sql", 405, ""),
         ("GET", "/nowhere", 404, "not_found"),
         ("GET", "/", 200, "/api/v1/sql"),
@@ -95,7 +96,7 @@ async fn a_token_is_asked_for_before_anything_else() {
         let (found, body) = ask(&doors, method, path, token).await;
         assert_eq!(found.as_u16(), status, "{path} {token:?}: {body}");
     }
-    for path in ["/api/v1/tables", "/api/v1/attributes?table=spans"] {
+    for path in ["/api/v1/tables", "/api/v1/attributes?table=spans", "/api/v1/tail?table=spans"] {
         for (token, status) in [(None, 401), (Some("writer"), 403), (Some("reader"), 503)] {
             assert_eq!(ask(&doors, "GET", path, token).await.0.as_u16(), status, "{path} {token:?}");
         }

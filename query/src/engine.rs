@@ -52,6 +52,7 @@ use crate::bounds;
 use crate::catalog::{self, Catalog};
 use crate::collapse::CollapsePartials;
 use crate::error::{ErrorKind, QueryError, is_storage};
+use crate::follow::Places;
 use crate::functions::{Allowance, Functions, guarded};
 use crate::guard::{self, Checked, DENIED_FUNCTIONS};
 use crate::layout::AttributesIntoScans;
@@ -197,8 +198,9 @@ impl Drop for Running {
 /// The query engine. Cheap to share in an `Arc`; dropping it stops its threads.
 pub struct Engine {
     pub(crate) inner: Arc<Inner>,
-    runtime: Option<tokio::runtime::Runtime>,
+    pub(crate) runtime: Option<tokio::runtime::Runtime>,
     queue: Arc<Queue>,
+    pub(crate) places: Arc<Places>,
 }
 
 pub(crate) struct Inner {
@@ -284,7 +286,7 @@ impl Engine {
             metrics,
             config,
         };
-        Ok(Self { inner: Arc::new(inner), runtime: Some(runtime), queue })
+        Ok(Self { inner: Arc::new(inner), runtime: Some(runtime), queue, places: Arc::default() })
     }
 
     /// Adds the engine's metrics to a registry.
@@ -301,6 +303,7 @@ impl Engine {
             metrics.seconds.clone(),
         );
         registry.register("segments_quarantined", "Damaged segments set aside", metrics.quarantined.clone());
+        self.places.register(registry);
     }
 
     /// Runs a statement over one snapshot of a tenant's data. Returns once the first rows (or all
@@ -392,7 +395,7 @@ impl Engine {
     }
 }
 
-fn stopping() -> QueryError {
+pub(crate) fn stopping() -> QueryError {
     QueryError::new(ErrorKind::Unavailable, "the query engine is stopping")
 }
 
@@ -404,7 +407,7 @@ fn timed_out(limits: Limits) -> QueryError {
     .hint("narrow the time range, for example WHERE start_time > now() - INTERVAL '1 hour'")
 }
 
-async fn ended_badly(task: tokio::task::JoinHandle<()>) -> QueryError {
+pub(crate) async fn ended_badly(task: tokio::task::JoinHandle<()>) -> QueryError {
     match task.await {
         Err(error) if error.is_panic() => {
             QueryError::new(ErrorKind::Internal, "the query hit a defect and was stopped")
@@ -413,7 +416,7 @@ async fn ended_badly(task: tokio::task::JoinHandle<()>) -> QueryError {
     }
 }
 
-struct AbortOnDrop(AbortHandle);
+pub(crate) struct AbortOnDrop(pub(crate) AbortHandle);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {

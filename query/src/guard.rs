@@ -16,7 +16,10 @@ use datafusion::sql::sqlparser::ast::{
 };
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
+use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
+
+use model::signal::Table;
 
 use crate::error::{ErrorKind, QueryError};
 
@@ -122,6 +125,62 @@ pub fn check(sql: &str) -> Result<Checked, QueryError> {
     }
     crate::catalog::normalize(&mut statement)?;
     allow(statement, &statement_name)
+}
+
+/// Measures and parses a predicate over the rows of one table, and makes the statement of it that gives those rows.
+/// A predicate looks at one row, so it has no subqueries; that it has no aggregates either, the plan shows.
+///
+/// # Errors
+/// As [`check`].
+pub(crate) fn check_predicate(table: Table, predicate: Option<&str>) -> Result<Statement, QueryError> {
+    let Checked::Query(mut statement) = check(&format!("SELECT * FROM {table}"))? else {
+        return Err(QueryError::new(ErrorKind::Internal, "a table cannot be read"));
+    };
+    let Some(predicate) = predicate else { return Ok(*statement) };
+    if predicate.len() > SQL_BYTES_MAX {
+        return Err(QueryError::new(
+            ErrorKind::TooLarge,
+            format!("the predicate is {} bytes long, over the limit of {SQL_BYTES_MAX}", predicate.len()),
+        ));
+    }
+    let wrong = |why: String| QueryError::new(ErrorKind::BadQuery, format!("syntax error in the predicate: {why}"));
+    let tokens = Tokenizer::new(&GenericDialect {}, predicate)
+        .tokenize_with_location()
+        .map_err(|error| wrong(error.to_string()))?;
+    measure(&tokens)?;
+    let mut parser =
+        Parser::new(&GenericDialect {}).with_recursion_limit(PARSER_RECURSION_MAX).with_tokens_with_locations(tokens);
+    let expr = parser.parse_expr().map_err(|error| wrong(error.to_string()))?;
+    let rest = parser.next_token();
+    if rest.token != Token::EOF {
+        let hint = "a predicate is what could follow WHERE, without anything behind it";
+        return Err(wrong(format!("expected its end, found {rest}")).hint(hint));
+    }
+    if expr.visit(&mut Subqueries).is_break() {
+        return Err(QueryError::refused("a predicate looks at one row at a time: it cannot have a subquery"));
+    }
+    let Statement::Statement(inner) = statement.as_mut() else { return Ok(*statement) };
+    if let SqlStatement::Query(query) = inner.as_mut()
+        && let SetExpr::Select(select) = query.body.as_mut()
+    {
+        select.selection = Some(expr);
+    }
+    crate::catalog::normalize(&mut statement)?;
+    match allow(*statement, "this")? {
+        Checked::Query(statement) => Ok(*statement),
+        Checked::ShowTables | Checked::Describe(_) => Err(QueryError::refused("this is no predicate")),
+    }
+}
+
+/// Breaks at the first subquery.
+struct Subqueries;
+
+impl Visitor for Subqueries {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, _query: &Query) -> ControlFlow<()> {
+        ControlFlow::Break(())
+    }
 }
 
 fn plain_parser_message(message: &str) -> &str {

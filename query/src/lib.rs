@@ -22,6 +22,7 @@
 //! - `time`, `rate`, `histogram`, `quantile`: the functions over time and metrics; `aggregate`: how
 //!   those that aggregate run
 //! - [`trace`]: one trace as a table
+//! - [`follow`]: rows of a table as they come, through a predicate
 //! - [`render`]: answers as text and Arrow
 //! - [`error`]: every way a query can fail, and its HTTP status
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
@@ -36,6 +37,7 @@ mod derived_tests;
 mod describe;
 pub mod engine;
 pub mod error;
+pub mod follow;
 #[cfg(test)]
 mod function_tests;
 pub mod functions;
@@ -67,6 +69,7 @@ pub mod trace;
 pub use describe::Description;
 pub use engine::{Engine, EngineConfig, Limits, QueryOutput, QueryStats};
 pub use error::{ErrorKind, QueryError};
+pub use follow::{Following, News};
 pub use queue::Client;
 pub use source::{SegmentFile, Snapshot, Source};
 pub use stored::StoreSource;

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
 use model::attributes::Kinds;
 use model::derived::DerivedTable;
 use model::ledger::LedgerLine;
@@ -162,6 +164,15 @@ pub trait ObservedKinds: Send + Sync {
     fn kinds(&self, table: Table, container: Container, key: &str) -> Kinds;
 }
 
+/// What came since the last look, for whoever follows a table.
+#[derive(Clone, Debug)]
+pub enum Fresh {
+    /// Acknowledged rows, in the order of their acknowledgement.
+    Rows(Vec<RecordBatch>),
+    /// So many rows came that the follower was too slow for.
+    Dropped(u64),
+}
+
 /// Storage, as a query sees it. Calls may block for a short disk read.
 pub trait Source: Send + Sync {
     /// The tenant's data at this instant; every acknowledged row is in it.
@@ -171,6 +182,17 @@ pub trait Source: Send + Sync {
     /// for each span that came in the last moments. Where nothing is derived they are empty.
     fn snapshot_with_derived(&self, tenant: &TenantId) -> Snapshot {
         Snapshot { derived: Some(Derived { complete: true, ..Derived::default() }), ..self.snapshot(tenant) }
+    }
+
+    /// The kinds of a table's attributes at this instant: those of a snapshot, without one.
+    fn kinds(&self, tenant: &TenantId, _table: Table) -> Arc<dyn ObservedKinds> {
+        self.snapshot(tenant).kinds
+    }
+
+    /// What is acknowledged for a table from now on, as far as its reader keeps up. Where nothing is written it ends
+    /// at once.
+    fn follow(&self, _tenant: &TenantId, _table: Table) -> BoxStream<'static, Fresh> {
+        stream::empty().boxed()
     }
 
     /// The tenant's ingest ledger.

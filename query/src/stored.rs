@@ -5,14 +5,16 @@
 
 use std::sync::Arc;
 
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
 use model::attributes::{Kind, Kinds};
 use model::derived::DerivedTable;
 use model::ledger::LedgerLine;
 use model::signal::Table;
 use model::tenant::TenantId;
-use store::{AttributeKinds, DerivedSegment, Segment, Store};
+use store::{AttributeKinds, DerivedSegment, Followed, Segment, Store};
 
-use crate::source::{Container, Derived, ObservedKinds, SegmentFile, Snapshot, Source};
+use crate::source::{Container, Derived, Fresh, ObservedKinds, SegmentFile, Snapshot, Source};
 
 /// A [`Store`] to ask questions of.
 pub struct StoreSource(Arc<Store>);
@@ -112,6 +114,21 @@ impl Source for StoreSource {
         snapshot
     }
 
+    fn kinds(&self, tenant: &TenantId, table: Table) -> Arc<dyn ObservedKinds> {
+        let of_table = |known: Table| if known == table { self.0.kinds(tenant, table) } else { Arc::default() };
+        Arc::new(StoredKinds(Table::ALL.map(of_table)))
+    }
+
+    fn follow(&self, tenant: &TenantId, table: Table) -> BoxStream<'static, Fresh> {
+        let mut follower = self.0.follow(tenant, table);
+        let published = stream::poll_fn(move |context| follower.poll_next(context));
+        let fresh = published.map(|followed| match followed {
+            Followed::Batches(batches) => Fresh::Rows(batches),
+            Followed::Dropped(rows) => Fresh::Dropped(rows),
+        });
+        fresh.boxed()
+    }
+
     fn ledger(&self, tenant: &TenantId) -> Result<Vec<LedgerLine>, String> {
         self.0.ledger(tenant).map_err(|error| error.to_string())
     }
@@ -140,7 +157,7 @@ impl Source for StoreSource {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use arrow::array::RecordBatch;
     use model::ledger::{LedgerDelta, RejectReason};
     use model::time::{Clock, Timestamp};
@@ -152,7 +169,7 @@ mod tests {
     use crate::testing::{SECOND, T0, attributes, batch, texts, times};
     use crate::tests::{ANSWERS, ask, logs, points, spans};
 
-    fn append(store: &Store, table: Table, rows: RecordBatch, rejected: u64) {
+    pub(crate) fn append(store: &Store, table: Table, rows: RecordBatch, rejected: u64) {
         let mut ledger = LedgerDelta { stored: rows.num_rows() as u64, ..LedgerDelta::default() };
         (0..rejected).for_each(|_| ledger.reject(RejectReason::InvalidTraceId));
         let meta = LogEntryMeta { tenant: TenantId::default_tenant(), table, minute: T0, ledger };
@@ -160,7 +177,7 @@ mod tests {
         store.append_group(vec![Entry { meta, batch: Some(rows), encoded }]).unwrap();
     }
 
-    fn open(folder: &std::path::Path) -> (Arc<Store>, Engine) {
+    pub(crate) fn open(folder: &std::path::Path) -> (Arc<Store>, Engine) {
         open_at(folder, Clock::manual(Timestamp(T0)))
     }
 

@@ -10,6 +10,7 @@
 //! - [`wal`]: the write-ahead log; [`record`]: the bytes of an entry in it
 //! - [`segment`]: one Parquet file; [`layout`]: its columns; [`gather`]: rows from one layout to another;
 //!   [`catalog`]: the attribute keys in it
+//! - [`follow`]: rows handed to whoever follows them, as they are published
 //! - `derived`: `span_metrics` and `service_edges`, counted as spans come in
 //! - [`compaction`] and [`retention`]: what to merge and what to delete, as pure plans
 //! - [`config`], [`error`], [`metrics`]: what their names say
@@ -20,6 +21,7 @@ pub mod compaction;
 pub mod config;
 mod derived;
 pub mod error;
+pub mod follow;
 pub mod gather;
 pub mod layout;
 mod lock;
@@ -39,6 +41,7 @@ pub use catalog::{AttributeKinds, Container};
 pub use config::{CompactionConfig, StoreConfig};
 pub use derived::segment::{DerivedMeta, DerivedSegment};
 pub use error::StoreError;
+pub use follow::{Followed, Follower};
 pub use layout::{Layout, Promoted};
 pub use metrics::Metrics;
 pub use record::LogEntryMeta;

@@ -33,6 +33,7 @@ use crate::derived::deriver::Deriver;
 use crate::derived::manifest::Delta;
 use crate::derived::rebuild::Rebuild;
 use crate::error::{StoreError, is_damage};
+use crate::follow::{Follower, Followers};
 use crate::gather::{Gatherer, Pick};
 use crate::layout::{self, Layout};
 use crate::lock::{DataDir, create_dir_durably, sync_dir};
@@ -329,6 +330,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Adds keys to others, without a copy where nothing is new.
+fn merge_kinds(kinds: &mut Arc<AttributeKinds>, more: &Arc<AttributeKinds>) {
+    if kinds.is_empty() {
+        *kinds = Arc::clone(more);
+    } else if !kinds.covers(more) {
+        Arc::make_mut(kinds).merge(more);
+    }
+}
+
 /// What decides whether a table is flushed now.
 #[derive(Clone, Copy, Debug)]
 struct FlushFacts {
@@ -383,6 +393,7 @@ pub struct Store {
     manifest: Mutex<Manifest>,
     derived: Mutex<Deriver>,
     state: Mutex<State>,
+    followers: Followers,
     /// Told when a flush has made room in memory.
     room: Condvar,
     /// The one under way; between its steps the compactor does other work.
@@ -499,6 +510,7 @@ impl Store {
             manifest: Mutex::new(manifest),
             derived: Mutex::new(Deriver::new(seed)),
             state: Mutex::new(state),
+            followers: Followers::default(),
             room: Condvar::new(),
             rebuild: Mutex::default(),
             seed,
@@ -607,6 +619,16 @@ impl Store {
             self.metrics.wal_group_bytes.observe(encoded_bytes as f64);
         }
 
+        let followers = self.followers.now();
+        let wanted = |entry: &Entry| followers.want(&entry.meta.tenant, entry.meta.table);
+        let followed: Vec<_> = entries
+            .iter()
+            .zip(&sizes)
+            .filter(|(entry, _)| wanted(entry))
+            .filter_map(|(entry, bytes)| {
+                Some((entry.meta.tenant.clone(), entry.meta.table, entry.batch.clone()?, *bytes))
+            })
+            .collect();
         let now = self.config.clock.now();
         let mut state = lock(&self.state);
         state.published_seq = seq;
@@ -619,6 +641,9 @@ impl Store {
         self.metrics.memtable_bytes.set(gauge(memory_bytes));
         self.metrics.memtable_rows.set(gauge(state.memory_rows()));
         drop(state);
+        for (tenant, table, batch, bytes) in &followed {
+            followers.offer(tenant, *table, batch, *bytes);
+        }
         self.show_wal(&wal);
         let wal_full = wal.bytes() > self.config.wal_bytes_max;
         drop(wal);
@@ -626,6 +651,30 @@ impl Store {
             self.flusher.wake();
         }
         Ok(())
+    }
+
+    /// Follows a table of a tenant: every batch that is acknowledged from now on, as far as its reader keeps up.
+    #[must_use]
+    pub fn follow(&self, tenant: &TenantId, table: Table) -> Follower {
+        self.followers.follow(tenant, table)
+    }
+
+    /// The attribute keys of everything a tenant has in a table, without a snapshot of it.
+    #[must_use]
+    pub fn kinds(&self, tenant: &TenantId, table: Table) -> Arc<AttributeKinds> {
+        let of_segments_and_memory: Vec<Arc<AttributeKinds>> = {
+            let state = lock(&self.state);
+            let live = state.live.get(&(tenant.clone(), table)).map(|live| Arc::clone(&live.kinds));
+            let frozen = state.frozen[table.index()].as_ref().map(|frozen| &frozen.memtable);
+            let memory = frozen.into_iter().chain([&state.active[table.index()]]);
+            let of_memory = memory.filter_map(|memtable| memtable.tenants().get(tenant));
+            live.into_iter().chain(of_memory.map(|rows| Arc::clone(rows.kinds()))).collect()
+        };
+        let mut kinds = Arc::<AttributeKinds>::default();
+        for part in &of_segments_and_memory {
+            merge_kinds(&mut kinds, part);
+        }
+        kinds
     }
 
     /// What a tenant's queries see now.
@@ -654,11 +703,7 @@ impl Store {
         let tables = captured.map(|(live, memory)| {
             let mut kinds = live.kinds;
             for (_, of_memory) in &memory {
-                if kinds.is_empty() {
-                    kinds = Arc::clone(of_memory);
-                } else if !kinds.covers(of_memory) {
-                    Arc::make_mut(&mut kinds).merge(of_memory);
-                }
+                merge_kinds(&mut kinds, of_memory);
             }
             let memory = memory.iter().flat_map(|(batches, _)| batches).map(|batch| (**batch).clone()).collect();
             TableSnapshot { segments: live.segments, memory, kinds }
@@ -1212,11 +1257,12 @@ impl Store {
     }
 
     /// Makes sure that everything appended is durable. It always is; this says so at a shutdown
-    /// that does not flush.
+    /// that does not flush. Followers end, with what they have not seen yet.
     ///
     /// # Errors
     /// As [`Store::append_group`]'s fatal ones.
     pub fn close(&self) -> Result<(), StoreError> {
+        self.followers.close();
         lock(&self.wal).sync()?;
         Ok(())
     }
