@@ -30,6 +30,9 @@ const RUNS: usize = 3;
 /// Event time of the first item: 2026-11-01.
 const START_NS: u64 = 1_793_491_200_000_000_000;
 
+/// Requests of fixture M that are one sample of each series; its amount is in samples.
+const METRIC_REQUESTS_PER_SAMPLE: u64 = batches::SERIES / 500;
+
 /// A fixture: seed, amount, time of the first item.
 type Generate = fn(u64, u64, u64) -> Vec<batches::Batch>;
 
@@ -78,7 +81,7 @@ fn main() {
     let fixtures: [(&str, Signal, Generate, u64); 3] = [
         ("spans", Signal::Traces, batches::spans_s, requests),
         ("logs", Signal::Logs, batches::logs_l, requests),
-        ("metrics", Signal::Metrics, batches::metrics_m, requests * 500),
+        ("metrics", Signal::Metrics, batches::metrics_m, requests.div_ceil(METRIC_REQUESTS_PER_SAMPLE)),
     ];
     for (name, signal, generate, amount) in fixtures {
         if !wanted.is_empty() && !wanted.iter().any(|wanted| wanted == name) {
