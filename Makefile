@@ -1,7 +1,7 @@
 # GodsEye: every command a person or CI types.
 #
 #   make demo    build and run the demo: a web shop sends, you ask SQL     (needs Rust and a C compiler)
-#   make test    every test, with real OpenTelemetry and PostgreSQL clients (needs Python 3 with venv too; psql if it is there)
+#   make test    every test, with real OpenTelemetry and PostgreSQL clients (needs Python 3 with venv too; psql and apt if they are there)
 #   make lint    format and clippy, warnings are errors
 #   make bench   the numbers of benches/README.md
 #   make soak    200 kill -9 cycles, 100,000 simulated power losses, 50,000 damaged requests a signal

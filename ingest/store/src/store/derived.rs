@@ -35,7 +35,7 @@ const FOLD_DELTAS: usize = 8;
 /// memory is this much and one delta more.
 const FOLD_ROWS: usize = 64 * 1024;
 
-/// Spans that a start reads into a tenant's index: as many as fit in it.
+/// Spans that a start reads into a tenant's index, the newest: more than fit in it, however small they are.
 const REMEMBERED_ROWS_MAX: u64 = 1 << 20;
 
 /// The derived tables of one tenant, as far as they are committed.
