@@ -260,7 +260,8 @@ fn writes_that_find_the_disk_full_are_retryable_refusals() {
 fn requests_that_are_sent_again_after_a_refusal_are_stored_once() {
     for (protocol, run) in [(Protocol::Grpc, "grpc"), (Protocol::HttpProtobuf, "http")] {
         // The first write for certain: chance alone may spare a run whose requests share few groups.
-        let mut server = Setup::new().config(NO_FLUSH).env("FAILPOINTS", "wal_append_enospc=1*return->30%return").start();
+        let mut server =
+            Setup::new().config(NO_FLUSH).env("FAILPOINTS", "wal_append_enospc=1*return->30%return").start();
         let sending = Sending { protocol, max_attempts: 50, requests: 24, ..Sending::new(run) };
         let sent = sending.start(&server).finish();
         assert_eq!((sent.outcomes.len(), sent.acked()), (24, 24), "{run}: {:?}", sent.outcomes);

@@ -25,6 +25,9 @@ const SPANS_PER_FLUSH: usize = 96 * 1024;
 /// Spans of the busy hour that counting is measured with: more than the index holds.
 const SPANS_COUNTED: usize = 15 * SPANS_PER_FLUSH;
 
+/// Requests of a group.
+const GROUP_REQUESTS: usize = 16;
+
 /// Event time of the first item: 2026-11-01.
 const START_NS: u64 = 1_793_491_200_000_000_000;
 
@@ -119,6 +122,8 @@ fn counting(name: &str, groups: impl Iterator<Item = Vec<Vec<u8>>>) {
             break;
         }
     }
+    let mean = costs.iter().map(|(counted, ..)| counted).sum::<f64>() / costs.len() as f64;
+    println!("{name}: {mean:.0} ns a span counted, the mean of {} memtables", costs.len());
     for (when, (counted, flushed, rows)) in [("first", costs[0]), ("last", costs[costs.len() - 1])] {
         println!(
             "{name}, {when} memtable: {counted:.0} ns a span counted into {} + {} rows; the flush after it {flushed:.0} ns a span",
@@ -174,10 +179,12 @@ fn day(spans_max: usize) {
 
 fn main() {
     let spans = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(1_000_000);
-    counting("shop", shop(100.0 * REQUESTS_PER_SECOND));
+    // In groups as a busy server commits them, not a minute at once.
+    let busy = shop(100.0 * REQUESTS_PER_SECOND);
+    counting("shop", busy.flat_map(|minute| minute.chunks(GROUP_REQUESTS).map(<[_]>::to_vec).collect::<Vec<_>>()));
     let fixture = batches::bodies(&batches::spans_s(1, (SPANS_COUNTED / batches::BATCH_ITEMS) as u64 + 1, START_NS));
     let groups: Vec<Vec<Vec<u8>>> =
-        fixture.chunks(16).map(|group| group.iter().map(|body| body.to_vec()).collect()).collect();
+        fixture.chunks(GROUP_REQUESTS).map(|group| group.iter().map(|body| body.to_vec()).collect()).collect();
     counting("fixture S", groups.into_iter());
     day(spans);
 }

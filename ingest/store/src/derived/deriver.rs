@@ -22,7 +22,8 @@ use crate::segment::Segment;
 pub(crate) const EDGE_HORIZON_NS: i64 = 600 * Timestamp::NANOS_PER_SECOND;
 
 /// Memory of what is in all tenants' indexes. About 350,000 spans fit; when more than half of them come
-/// within [`EDGE_HORIZON_NS`], halves wait less long. A larger one would not fit a core's caches either.
+/// within [`EDGE_HORIZON_NS`], halves wait less long, though never less than that half takes to come. A
+/// larger one would not fit a core's caches either.
 pub(crate) const EDGE_INDEX_BYTES_MAX: usize = 32 << 20;
 
 /// Partial rows of both tables.
@@ -79,6 +80,7 @@ pub(crate) struct Uncounted {
 #[derive(Debug)]
 pub(crate) struct Deriver {
     seed: u64,
+    index_bytes_max: usize,
     facts: Facts,
     tenants: BTreeMap<TenantId, Tenant>,
     /// Callees that nobody was found to have called.
@@ -88,7 +90,12 @@ pub(crate) struct Deriver {
 impl Deriver {
     /// The seed should differ from process to process.
     pub(crate) fn new(seed: u64) -> Self {
-        Self { seed, facts: Facts::of_memtables(), tenants: BTreeMap::new(), unpaired: 0 }
+        Self::with_index_bytes_max(seed, EDGE_INDEX_BYTES_MAX)
+    }
+
+    /// As [`Deriver::new`] with another bound than [`EDGE_INDEX_BYTES_MAX`].
+    pub(super) fn with_index_bytes_max(seed: u64, index_bytes_max: usize) -> Self {
+        Self { seed, index_bytes_max, facts: Facts::of_memtables(), tenants: BTreeMap::new(), unpaired: 0 }
     }
 
     /// How many batches of a memtable are counted.
@@ -112,7 +119,7 @@ impl Deriver {
             let read = StoredSpans::open(segment).and_then(|mut stored| {
                 stored.each(None, |spans| {
                     index.add(spans, &mut known);
-                    if index.bytes() > EDGE_INDEX_BYTES_MAX {
+                    if index.young_bytes() > self.index_bytes_max / 2 {
                         self.unpaired += index.turn();
                     }
                 })
@@ -136,13 +143,19 @@ impl Deriver {
             // The store refuses batches of another schema before they are acknowledged.
             let Some(spans) = Spans::new(&batch, &mut self.facts) else { continue };
             counted.partials.add(&spans, &mut tenant.index);
+            // At half of the bound, so that the generation before stays: an index that forgets all at once joins
+            // nothing across the turn, and is made again from segments.
+            if tenant.index.young_bytes() > self.index_bytes_max / 2 {
+                self.unpaired += tenant.index.turn_keeping(self.index_bytes_max);
+                tenant.since = now;
+            }
         }
         if tenant.since > now || tenant.since.plus_nanos(EDGE_HORIZON_NS) <= now {
             self.unpaired += tenant.index.turn();
             tenant.since = now;
         }
-        let keep = EDGE_INDEX_BYTES_MAX / self.tenants.len().max(1);
-        while self.tenants.values().map(|tenant| tenant.index.bytes()).sum::<usize>() > EDGE_INDEX_BYTES_MAX {
+        let keep = self.index_bytes_max / self.tenants.len().max(1);
+        while self.tenants.values().map(|tenant| tenant.index.bytes()).sum::<usize>() > self.index_bytes_max {
             let largest = self.tenants.values_mut().max_by_key(|tenant| tenant.index.bytes());
             let Some(largest) = largest.filter(|tenant| !tenant.index.is_empty()) else { break };
             self.unpaired += largest.index.turn_keeping(keep);

@@ -30,6 +30,13 @@ use super::spans::{Connection, Role, SpanKey, Spans};
 /// already; without a limit a flood of them would make each look-up a walk over all.
 const VARIANTS_MAX: usize = 8;
 
+/// Spans that are looked up together: their look-ups do not wait for each other, so that the memory's answers to them
+/// overlap, and what they brought is still in the core's own cache when it is used.
+const STRIDE: usize = 128;
+
+/// A place in a table of places, and the byte that the table has for it.
+const PLACE_BYTES: usize = size_of::<u32>() + 1;
+
 /// The end of a chain.
 const END: u32 = u32::MAX;
 
@@ -267,9 +274,14 @@ struct Callee {
 #[derive(Debug, Default)]
 struct Generation {
     names: Names,
-    callers: HashTable<Caller>,
+    /// Places in `came`. A span is looked up by nearly every span, most often in vain, which reads nothing but this
+    /// table: so it holds no more than places, and what they stand for grows in the order it came in.
+    callers: HashTable<u32>,
+    came: Vec<Caller>,
     calls: Vec<CallerSide>,
-    waiting: HashTable<Waiting>,
+    /// Places in `awaited`, of those that have not come.
+    waiting: HashTable<u32>,
+    awaited: Vec<Waiting>,
     callees: Vec<Callee>,
 }
 
@@ -277,8 +289,8 @@ impl Generation {
     /// The memory of what is in it. What is allocated is at most about twice that once it has filled up, since tables
     /// and lists grow by doubling.
     fn bytes(&self) -> usize {
-        self.callers.len() * (size_of::<Caller>() + 1)
-            + self.waiting.len() * (size_of::<Waiting>() + 1)
+        self.came.len() * (size_of::<Caller>() + PLACE_BYTES)
+            + self.awaited.len() * (size_of::<Waiting>() + PLACE_BYTES)
             + self.calls.len() * size_of::<CallerSide>()
             + self.callees.len() * size_of::<Callee>()
             + self.names.bytes()
@@ -288,22 +300,50 @@ impl Generation {
     fn allocated_bytes(&self) -> usize {
         self.callers.allocation_size()
             + self.waiting.allocation_size()
+            + self.came.capacity() * size_of::<Caller>()
+            + self.awaited.capacity() * size_of::<Waiting>()
             + self.calls.capacity() * size_of::<CallerSide>()
             + self.callees.capacity() * size_of::<Callee>()
     }
 
     /// Empties it and keeps its memory.
     fn clear(&mut self) {
-        let Self { names, callers, calls, waiting, callees } = self;
+        let Self { names, callers, came, calls, waiting, awaited, callees } = self;
         *names = Names::default();
         callers.clear();
+        came.clear();
         calls.clear();
         waiting.clear();
+        awaited.clear();
         callees.clear();
     }
 
     fn is_empty(&self) -> bool {
         self.callers.is_empty() && self.waiting.is_empty()
+    }
+
+    /// The caller with an id.
+    fn find(&self, hash: u64, key: &SpanKey) -> Option<&Caller> {
+        let place = self.callers.find(hash, |place| self.came[*place as usize].key == *key)?;
+        Some(&self.came[*place as usize])
+    }
+
+    /// Whether callees wait for a span.
+    fn awaits(&self, hash: u64, key: &SpanKey) -> bool {
+        self.waiting.find(hash, |place| self.awaited[*place as usize].key == *key).is_some()
+    }
+
+    /// No longer waits for a span; the first of those who did.
+    fn stop_waiting(&mut self, hash: u64, key: &SpanKey) -> Option<u32> {
+        let awaited = &self.awaited;
+        let entry = self.waiting.find_entry(hash, |place| awaited[*place as usize].key == *key).ok()?;
+        let (place, _) = entry.remove();
+        Some(awaited[place as usize].first)
+    }
+
+    /// Those who wait for a span.
+    fn waiting_for(&self, place: u32) -> impl Iterator<Item = &Callee> {
+        chain(&self.callees, self.awaited[place as usize].first)
     }
 
     /// Marks every caller's side of a span as called and takes back what was counted of it; the
@@ -375,6 +415,17 @@ impl<'a> Called<'a> {
     }
 }
 
+/// What is known of a span before its batch is added.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    hash: u64,
+    /// Callees wait for it, in the younger and in the older generation.
+    awaited: bool,
+    awaited_before: bool,
+    /// The older generation knows it.
+    came_before: bool,
+}
+
 /// The spans that calls may still be found with: those of this generation and of the one before.
 #[derive(Debug)]
 pub(super) struct EdgeIndex {
@@ -400,8 +451,7 @@ impl EdgeIndex {
     /// fill it again at once, and asking for memory page by page would cost more than the join.
     pub(super) fn turn_keeping(&mut self, bytes_max: usize) -> u64 {
         let mut forgotten = std::mem::replace(&mut self.old, std::mem::take(&mut self.young));
-        let unpaired =
-            forgotten.waiting.iter().map(|waiting| chain(&forgotten.callees, waiting.first).count() as u64).sum();
+        let unpaired = forgotten.waiting.iter().map(|place| forgotten.waiting_for(*place).count() as u64).sum();
         if forgotten.allocated_bytes() <= bytes_max {
             forgotten.clear();
             self.young = forgotten;
@@ -412,6 +462,11 @@ impl EdgeIndex {
     /// Whether nothing is in it.
     pub(super) fn is_empty(&self) -> bool {
         self.young.is_empty() && self.old.is_empty()
+    }
+
+    /// The memory of the younger generation.
+    pub(super) fn young_bytes(&self) -> usize {
+        self.young.bytes()
     }
 
     /// The memory it takes.
@@ -428,9 +483,15 @@ impl EdgeIndex {
             .iter()
             .map(|resource| self.young.names.number_of(resource.environment.as_deref()))
             .collect();
-        let mut touched: Vec<(Caller, u32)> = Vec::new();
+        let mut touched: Vec<(u32, u32)> = Vec::new();
         let mut buffer = String::new();
+        let mut known: Vec<Known> = Vec::with_capacity(STRIDE);
         for row in 0..spans.rows {
+            if row % STRIDE == 0 {
+                let keys = (row..spans.rows).take(STRIDE).map(|row| spans.key(row));
+                known.clear();
+                known.extend(keys.map(|key| self.look_up(&key)));
+            }
             let caller = Caller { key: spans.key(row), service: services[spans.services.place(row)], calls: END };
             let (role, _) = spans.role(row);
             let side = (role == Role::Caller).then(|| {
@@ -450,9 +511,16 @@ impl EdgeIndex {
                     next: END,
                 }
             });
-            touched.extend(self.add_caller(caller, side, edges));
+            touched.extend(self.add_caller(caller, side, known[row % STRIDE], edges));
         }
+        let mut parents: Vec<(u64, [Option<Caller>; 2])> = Vec::with_capacity(STRIDE);
         for row in 0..spans.rows {
+            if row % STRIDE == 0 {
+                let parent = |row| spans.parent_key(row).filter(|_| spans.role(row).0 == Role::Callee);
+                let keys = (row..spans.rows).take(STRIDE).map(parent);
+                parents.clear();
+                parents.extend(keys.map(|key| key.map_or((0, [None; 2]), |key| self.callers_of(&key))));
+            }
             let (Role::Callee, by_message) = spans.role(row) else { continue };
             let parent = spans.parent_key(row);
             let linked = by_message.then(|| spans.links(row)).into_iter().flatten();
@@ -466,8 +534,12 @@ impl EdgeIndex {
                 duration: spans.duration(row),
                 trace: spans.trace(row),
             };
-            for key in parent.into_iter().chain(linked) {
-                self.add_callee(key, &called, edges);
+            if let Some(key) = parent {
+                self.add_callee(key, parents[row % STRIDE], &called, edges);
+            }
+            for key in linked {
+                let callers = self.callers_of(&key);
+                self.add_callee(key, callers, &called, edges);
             }
         }
         // Now that the batch is joined with itself, whoever is still not called calls an inferred node.
@@ -477,6 +549,7 @@ impl EdgeIndex {
             super::mix(0, &[(u64::from(*client) << 32) | u64::from(*peer), u64::from(*environment)])
         };
         for (caller, touch) in touched {
+            let caller = self.young.came[caller as usize];
             let side = &mut self.young.calls[touch as usize];
             let times = side.copies - side.counted;
             if side.called || times == 0 {
@@ -492,49 +565,71 @@ impl EdgeIndex {
         }
     }
 
-    /// Adds a span as a caller; the one that stands for its id and the place of its side, when that is to be looked at
-    /// again.
+    /// What is known of a span before its batch is added.
+    fn look_up(&self, key: &SpanKey) -> Known {
+        let hash = hash(self.seed, key);
+        Known {
+            hash,
+            awaited: self.young.awaits(hash, key),
+            awaited_before: self.old.awaits(hash, key),
+            came_before: self.old.find(hash, key).is_some(),
+        }
+    }
+
+    /// A span as it is known to the younger and the older generation. Callees change neither.
+    fn callers_of(&self, key: &SpanKey) -> (u64, [Option<Caller>; 2]) {
+        let hash = hash(self.seed, key);
+        (hash, [&self.young, &self.old].map(|generation| generation.find(hash, key).copied()))
+    }
+
+    /// Adds a span as a caller; the places of the one that stands for its id and of its side, when that is to be looked
+    /// at again.
     fn add_caller(
         &mut self,
         caller: Caller,
         side: Option<CallerSide>,
+        known: Known,
         edges: &mut ServiceEdges,
-    ) -> Option<(Caller, u32)> {
+    ) -> Option<(u32, u32)> {
         let Self { seed, young, old } = self;
-        let (seed, key) = (*seed, caller.key);
-        let hash = hash(seed, &key);
-        let mut called = answer(
-            hash,
-            &caller,
-            side.as_ref(),
-            &young.names,
-            &mut young.waiting,
-            (&young.names, &young.callees),
-            edges,
-        );
-        if !old.waiting.is_empty() {
-            called |=
-                answer(hash, &caller, side.as_ref(), &young.names, &mut old.waiting, (&old.names, &old.callees), edges);
+        let (seed, key, hash) = (*seed, caller.key, known.hash);
+        let mut called = false;
+        // Callers only take away from those who wait, so who was not awaited is not now.
+        if known.awaited {
+            let first = young.stop_waiting(hash, &key);
+            called |= answer(first, &caller, side.as_ref(), &young.names, young, edges);
         }
-        let entry = young.callers.entry(hash, |known| known.key == key, |known| self::hash(seed, &known.key));
-        let known = entry.or_insert(caller).into_mut();
+        if known.awaited_before {
+            let first = old.stop_waiting(hash, &key);
+            called |= answer(first, &caller, side.as_ref(), &young.names, old, edges);
+        }
+        let came_before = known.came_before;
+        let Ok(place) = u32::try_from(young.came.len()) else { return None };
+        let came = &mut young.came;
+        let hash_of = |place: &u32| self::hash(seed, &came[*place as usize].key);
+        let entry = young.callers.entry(hash, |place| came[*place as usize].key == key, hash_of);
+        let stands = *entry.or_insert(place).get();
+        if stands == place {
+            came.push(caller);
+        }
+        let known = &mut came[stands as usize];
         let mut side = side?;
         let may_infer = side.peer != NO_NAME;
         // A span that was sent before may have been called before.
         side.called = called
             || young.calls.get(known.calls as usize).is_some_and(|known| known.called)
-            || old
-                .callers
-                .find(hash, |caller| caller.key == key)
-                .and_then(|caller| old.calls.get(caller.calls as usize))
-                .is_some_and(|known| known.called);
+            || (came_before
+                && old
+                    .find(hash, &key)
+                    .and_then(|caller| old.calls.get(caller.calls as usize))
+                    .is_some_and(|known| known.called));
         let (mut variants, mut next) = (0, known.calls);
         while next != END {
             let other = &mut young.calls[next as usize];
             if other.is_copy_of(&side) {
                 other.copies = other.copies.saturating_add(1);
                 other.called |= side.called;
-                return may_infer.then_some((*known, next));
+                return may_infer.then_some((stands, next));
             }
             variants += 1;
             next = other.next;
@@ -545,15 +640,20 @@ impl EdgeIndex {
         let place = u32::try_from(young.calls.len()).ok().filter(|place| *place != END)?;
         side.next = std::mem::replace(&mut known.calls, place);
         young.calls.push(side);
-        may_infer.then_some((*known, place))
+        may_infer.then_some((stands, place))
     }
 
     /// Adds one reference of a callee to its caller.
-    fn add_callee(&mut self, key: SpanKey, called: &Called<'_>, edges: &mut ServiceEdges) {
-        let hash = hash(self.seed, &key);
+    fn add_callee(
+        &mut self,
+        key: SpanKey,
+        (hash, callers): (u64, [Option<Caller>; 2]),
+        called: &Called<'_>,
+        edges: &mut ServiceEdges,
+    ) {
         let mut known = false;
-        for generation in [&mut self.young, &mut self.old] {
-            let Some(caller) = generation.callers.find(hash, |caller| caller.key == key).copied() else { continue };
+        for (generation, caller) in [&mut self.young, &mut self.old].into_iter().zip(callers) {
+            let Some(caller) = caller else { continue };
             let side = generation.call(caller, edges);
             let client = generation.names.text(caller.service).unwrap_or_default();
             if !known && let Some(call) = called.by(client, side.as_ref()) {
@@ -567,11 +667,15 @@ impl EdgeIndex {
         let young = &mut self.young;
         let Ok(place) = u32::try_from(young.callees.len()) else { return };
         let seed = self.seed;
-        let waiting = young
-            .waiting
-            .entry(hash, |waiting| waiting.key == key, |waiting| self::hash(seed, &waiting.key))
-            .or_insert(Waiting { key, first: END })
-            .into_mut();
+        let Ok(next) = u32::try_from(young.awaited.len()) else { return };
+        let awaited = &mut young.awaited;
+        let hash_of = |place: &u32| self::hash(seed, &awaited[*place as usize].key);
+        let entry = young.waiting.entry(hash, |place| awaited[*place as usize].key == key, hash_of);
+        let known = *entry.or_insert(next).get();
+        if known == next {
+            awaited.push(Waiting { key, first: END });
+        }
+        let waiting = &mut awaited[known as usize];
         young.callees.push(Callee {
             trace: called.trace,
             duration: called.duration.unwrap_or_default(),
@@ -586,23 +690,21 @@ impl EdgeIndex {
     }
 }
 
-/// Counts the calls of those who waited for a caller; whether anybody did.
+/// Counts the calls of those who waited for a caller, of whom `first` is the first; whether anybody did.
 fn answer(
-    hash: u64,
+    first: Option<u32>,
     caller: &Caller,
     side: Option<&CallerSide>,
     names: &Names,
-    waiting: &mut HashTable<Waiting>,
-    (callee_names, callees): (&Names, &[Callee]),
+    waited: &Generation,
     edges: &mut ServiceEdges,
 ) -> bool {
-    let Ok(entry) = waiting.find_entry(hash, |waiting| waiting.key == caller.key) else { return false };
-    let (Waiting { first, .. }, _) = entry.remove();
+    let Some(first) = first else { return false };
     let client = names.text(caller.service).unwrap_or_default();
-    for callee in chain(callees, first) {
+    for callee in chain(&waited.callees, first) {
         let called = Called {
-            service: callee_names.text(callee.service).unwrap_or_default(),
-            environment: callee_names.text(callee.environment),
+            service: waited.names.text(callee.service).unwrap_or_default(),
+            environment: waited.names.text(callee.environment),
             bucket: callee.bucket,
             connection: callee.connection,
             error: callee.error,

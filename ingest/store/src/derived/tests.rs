@@ -1,9 +1,14 @@
 //! The folds against the oracle: whatever the order of spans and wherever batches are cut.
 
+use std::sync::Arc;
+
 use arrow::array::RecordBatch;
 use model::derived::{BUCKET_NS, DerivedTable, RESOLUTIONS_S};
+use model::tenant::TenantId;
+use model::time::Timestamp;
 use proptest::prelude::*;
 
+use super::deriver::{Deriver, Uncounted};
 use super::edges::{EdgeIndex, ServiceEdges};
 use super::metrics::SpanMetrics;
 use super::rows::{combine, with_roll_ups};
@@ -141,6 +146,38 @@ fn what_is_older_than_two_generations_is_forgotten_and_counted() {
             assert_eq!(paired, expected, "{turns} turns");
         }
     }
+}
+
+#[test]
+fn an_index_that_is_full_forgets_half_and_joins_across_the_turn() {
+    let tenant = TenantId::default_tenant();
+    let bound = 32 << 10;
+    let mut deriver = Deriver::with_index_bytes_max(7, bound);
+    deriver.remember(&tenant, Timestamp(0), &[]);
+    let (mut partials, mut calls) = (Vec::new(), 0);
+    for memtable in 0..200_u8 {
+        // Each call's halves come in batches that follow each other.
+        let half = |batch: u8| {
+            let ids = (0..20).map(move |number| (batch, number));
+            let callers = ids.clone().map(|id| span(id, None, "web", "CLIENT", &[]));
+            let callees = ids.filter(|_| batch > 0).map(|(batch, number)| {
+                let (trace, parent) = (batch - 1, Some(number));
+                span((trace, 100 + number), parent, "pay", "SERVER", &[])
+            });
+            callers.chain(callees).collect::<Vec<_>>()
+        };
+        let spans = half(memtable);
+        calls += spans.iter().filter(|span| span.kind == "SERVER").count();
+        let batches = vec![Arc::new(batch(&spans))];
+        deriver.count(Uncounted { tenant: tenant.clone(), memtable: memtable.into(), batches }, Timestamp(0));
+        partials.extend(deriver.partials(&tenant, memtable.into()).and_then(|of| of.batch(DerivedTable::ServiceEdges)));
+        deriver.forget(memtable.into(), Timestamp(0));
+        assert!(deriver.knows(&tenant), "it is never made again from segments");
+        assert!(deriver.index_bytes() <= bound + (8 << 10), "{} bytes", deriver.index_bytes());
+    }
+    let found = collect(DerivedTable::ServiceEdges, &partials, SECONDS);
+    assert_eq!(found.values().map(|row| row["count"]).sum::<i64>(), calls as i64);
+    assert_eq!(deriver.take_unpaired(), 0);
 }
 
 #[test]
