@@ -142,6 +142,10 @@ pub struct Posted {
 pub struct Counts {
     /// Alerts held, those that are over and not yet told included.
     pub alerts: usize,
+    /// Alerts that fire and of which people are told.
+    pub active: usize,
+    /// Alerts that fire and are silenced or inhibited.
+    pub suppressed: usize,
     /// Groups.
     pub groups: usize,
     /// Silences that hold.
@@ -875,8 +879,16 @@ impl Engine {
     ///
     /// When the database cannot be read.
     pub fn counts(&self, now: Timestamp) -> Result<Counts, AlertingError> {
+        let firing = self.alerts.values().filter(|alert| !alert.is_resolved(now));
+        let (mut active, mut suppressed) = (0, 0);
+        for alert in firing {
+            let view = self.view(alert, &self.tree.matching(&alert.labels), now);
+            *if view.is_suppressed() { &mut suppressed } else { &mut active } += 1;
+        }
         Ok(Counts {
             alerts: self.alerts.len(),
+            active,
+            suppressed,
             groups: self.groups.len(),
             silences_active: self.silences.values().filter(|s| s.state(now) == SilenceState::Active).count(),
             outbox: self.repository.outbox_counts()?,

@@ -302,6 +302,12 @@ impl AlertingHandle {
         answered.await.map_err(|_| AlertingError::Closed)
     }
 
+    /// Calls that wait for the engine or are at it.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        CALLS_MAX.saturating_sub(self.turns.available_permits())
+    }
+
     /// When the service started.
     #[must_use]
     pub fn started_at(&self) -> Timestamp {

@@ -6,6 +6,7 @@
 //! telemetry. Not here: how telemetry is read and where alerts go, which are traits.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -40,6 +41,10 @@ const PRIME_MS: i64 = 600_000;
 
 /// A recount reads so much at once; what it found is held in memory.
 const RECOUNT_STEP_MS: i64 = 24 * HOUR_MS;
+
+/// How long a start waits before it tries again to read stored telemetry, in steps in which it can be stopped.
+const CATCH_UP_PAUSES: u32 = 50;
+const CATCH_UP_PAUSE: Duration = Duration::from_millis(200);
 
 /// How often SQL sources are asked, and old rows are forgotten.
 const SQL_INTERVAL_MS: i64 = 60_000;
@@ -562,7 +567,8 @@ impl Engine {
             // What started before telemetry was kept is not known to have been new at its first point.
             let since = Timestamp((now_ms - reach - PRIME_MS).saturating_mul(NANOS_PER_MS));
             let mut matcher = Matcher::new(&indicators, since);
-            self.recount(telemetry, &mut matcher, &fresh, (now_ms - reach, now_ms), i64::MIN)?;
+            let (_, failed) = self.recount(telemetry, &mut matcher, &fresh, (now_ms - reach, now_ms), i64::MIN)?;
+            warn_of_sql(failed);
         }
         let until = self.counted_until.unwrap_or(now);
         self.recount_from(telemetry, until.0 / NANOS_PER_MS, now, bucket_of(until.0))
@@ -591,7 +597,8 @@ impl Engine {
         let mut matcher = Matcher::new(&indicators, since);
         let oldest = now_ms - self.longest_ms;
         let from_ms = from_ms.max(oldest).min(now_ms);
-        let seen = self.recount(telemetry, &mut matcher, &all, (from_ms, now_ms), known_until)?;
+        let (seen, failed) = self.recount(telemetry, &mut matcher, &all, (from_ms, now_ms), known_until)?;
+        warn_of_sql(failed);
         self.matcher = matcher;
         for tracked in &mut self.tracked {
             tracked.is_new = false;
@@ -599,7 +606,8 @@ impl Engine {
         Ok(seen)
     }
 
-    /// Recounts some of the series from a time on, a day at a time, replacing whole hours.
+    /// Recounts some of the series from a time on, a day at a time, replacing whole hours. A SQL source that gives no
+    /// answer keeps what was counted, and the first such error is returned beside.
     fn recount(
         &mut self,
         telemetry: &dyn Telemetry,
@@ -607,7 +615,8 @@ impl Engine {
         which: &[usize],
         (from_ms, now_ms): (i64, i64),
         known_until: i64,
-    ) -> Result<Seen, SloError> {
+    ) -> Result<(Seen, Option<SloError>), SloError> {
+        let mut failed = None;
         // Of the last day's scan, which has what is coming in now.
         let mut seen = Seen::default();
         let mut from = from_ms.div_euclid(HOUR_MS);
@@ -638,11 +647,17 @@ impl Engine {
                 }
             }
             prime_ms = 0;
-            for (place, found) in which.iter().zip(&mut found) {
+            'indicators: for (place, found) in which.iter().zip(&mut found) {
                 let tracked = &mut self.tracked[*place];
                 if let Some((numerator, total)) = sql_of(&tracked.indicator) {
                     for (term, is_numerator) in [(numerator, true), (total, false)] {
-                        let rows = ask(telemetry, &self.tenant, term, at(from * HOUR_MS), at(to * HOUR_MS))?;
+                        let rows = match ask(telemetry, &self.tenant, term, at(from * HOUR_MS), at(to * HOUR_MS)) {
+                            Ok(rows) => rows,
+                            Err(error) => {
+                                failed.get_or_insert(error);
+                                continue 'indicators;
+                            }
+                        };
                         for (bucket, events) in rows {
                             let counts = found.entry(bucket).or_default();
                             *counts = counts.plus(if is_numerator {
@@ -660,7 +675,7 @@ impl Engine {
             }
             from = to;
         }
-        Ok(seen)
+        Ok((seen, failed))
     }
 
     /// Asks the SQL sources for this hour and the one before.
@@ -673,11 +688,10 @@ impl Engine {
         let mut nothing = Matcher::new(&[], now);
         let mut failed = None;
         for at in 0..self.tracked.len() {
-            if sql_of(&self.tracked[at].indicator).is_some()
-                && let Err(error) =
-                    self.recount(telemetry, &mut nothing, &[at], (now_ms - HOUR_MS, now_ms), known_until)
-            {
-                failed.get_or_insert(error);
+            if sql_of(&self.tracked[at].indicator).is_some() {
+                let (_, error) =
+                    self.recount(telemetry, &mut nothing, &[at], (now_ms - HOUR_MS, now_ms), known_until)?;
+                failed = failed.or(error);
             }
         }
         failed.map_or(Ok(()), Err)
@@ -787,6 +801,13 @@ fn within(table: Table, batch: &RecordBatch, from: Timestamp, to: Timestamp) -> 
     }
     let mask: arrow::array::BooleanArray = times.values().iter().map(|time| Some(keep(time))).collect();
     (count > 0).then(|| arrow::compute::filter_record_batch(batch, &mask).ok()).flatten()
+}
+
+/// One SQL source that gives no answer must not hold up the others: it is asked again within the minute.
+fn warn_of_sql(failed: Option<SloError>) {
+    if let Some(error) = failed {
+        tracing::warn!(%error, "a SQL source of an SLO gave no answer");
+    }
 }
 
 fn sql_of(indicator: &Indicator) -> Option<(&Term, &Term)> {
@@ -1129,6 +1150,7 @@ pub struct Feed {
     tenant: TenantId,
     tables: [bool; Table::COUNT],
     sender: SyncSender<Offer>,
+    waiting: Arc<AtomicUsize>,
     /// The oldest event time of what was passed over, in milliseconds.
     passed_over: Arc<Mutex<Option<i64>>>,
 }
@@ -1141,7 +1163,10 @@ impl Feed {
             return;
         }
         let offer = Offer { record, table, batch: batch.clone() };
-        if let Err(TrySendError::Full(offer)) = self.sender.try_send(offer) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let Err(refused) = self.sender.try_send(offer) else { return };
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        if let TrySendError::Full(offer) = refused {
             let times = offer.batch.column_by_name(table.time_column());
             let times = times.and_then(|array| array.as_primitive_opt::<TimestampNanosecondType>());
             let Some(oldest) = times.and_then(|times| times.values().iter().min().copied()) else { return };
@@ -1149,6 +1174,14 @@ impl Feed {
             let oldest = oldest / NANOS_PER_MS;
             *passed = Some(passed.map_or(oldest, |known| known.min(oldest)));
         }
+    }
+}
+
+impl Feed {
+    /// Batches that wait to be counted.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 }
 
@@ -1172,6 +1205,7 @@ impl Board {
 pub struct Service {
     engine: Engine,
     receiver: Receiver<Offer>,
+    waiting: Arc<AtomicUsize>,
     passed_over: Arc<Mutex<Option<i64>>>,
     telemetry: Arc<dyn Telemetry>,
     sink: Box<dyn Sink>,
@@ -1196,21 +1230,23 @@ impl Service {
     ) -> (Self, Feed, Board) {
         let (sender, receiver) = sync_channel(engine.config.queue_batches);
         let passed_over = Arc::new(Mutex::new(None));
+        let waiting = Arc::new(AtomicUsize::new(0));
         let board = Board::default();
         let feed = Feed {
             tenant: engine.tenant.clone(),
             tables: Table::ALL.map(|table| engine.watches(table)),
             sender,
+            waiting: Arc::clone(&waiting),
             passed_over: Arc::clone(&passed_over),
         };
-        let service = Self { engine, receiver, passed_over, telemetry, sink, clock, board: board.clone() };
+        let service = Self { engine, receiver, waiting, passed_over, telemetry, sink, clock, board: board.clone() };
         (service, feed, board)
     }
 
     /// Runs until it is told to stop, then writes what is left. It stops within an evaluation's interval.
     ///
     /// # Errors
-    /// [`SloError`] when stored telemetry cannot be read at the start or the last write fails.
+    /// [`SloError`] when the last write fails.
     pub async fn run(self, stop: CancellationToken) -> Result<(), SloError> {
         match tokio::task::spawn_blocking(move || self.run_blocking(&stop)).await {
             Ok(result) => result,
@@ -1220,7 +1256,7 @@ impl Service {
     }
 
     fn run_blocking(mut self, stop: &CancellationToken) -> Result<(), SloError> {
-        let mut seen = self.engine.catch_up(&*self.telemetry, self.clock.now())?;
+        let Some(mut seen) = self.catch_up(stop) else { return Ok(()) };
         let [mut evaluate_at, mut persist_at, mut sql_at, mut expire_at] = [self.clock.now(); 4];
         let after = |now: Timestamp, ms: i64| now.plus_nanos(ms.max(1) * NANOS_PER_MS);
         let mut disconnected = false;
@@ -1235,6 +1271,7 @@ impl Service {
             } else {
                 match self.receiver.recv_timeout(wait) {
                     Ok(offer) => {
+                        self.waiting.fetch_sub(1, Ordering::Relaxed);
                         if offer.record > seen[offer.table.index()] {
                             self.engine.observe(offer.table, &offer.batch, self.clock.now());
                         }
@@ -1286,6 +1323,7 @@ impl Service {
         let now = self.clock.now();
         let mut left = 0;
         while let Ok(offer) = self.receiver.try_recv() {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
             left += 1;
             if offer.record > seen[offer.table.index()] {
                 self.engine.observe(offer.table, &offer.batch, now);
@@ -1297,6 +1335,22 @@ impl Service {
         }
         let until = self.counted_until(now);
         self.engine.persist(now, until)
+    }
+
+    /// Counts what was stored while nobody counted, again and again until it can be read; `None` when told to stop.
+    fn catch_up(&mut self, stop: &CancellationToken) -> Option<Seen> {
+        while !stop.is_cancelled() {
+            match self.engine.catch_up(&*self.telemetry, self.clock.now()) {
+                Ok(seen) => return Some(seen),
+                Err(error) => tracing::error!(%error, "SLOs are not judged until stored telemetry can be read"),
+            }
+            for _ in 0..CATCH_UP_PAUSES {
+                if !stop.is_cancelled() {
+                    std::thread::park_timeout(CATCH_UP_PAUSE);
+                }
+            }
+        }
+        None
     }
 
     fn persist(&mut self, now: Timestamp) {

@@ -17,11 +17,11 @@ type Function = fn(&[Value]) -> Outcome;
 /// Memory one expression of a template may take.
 const REGEX_BYTES_MAX: usize = 1 << 20;
 
-fn failed<T>(reason: impl Into<String>) -> Result<T, TemplateError> {
+pub(super) fn failed<T>(reason: impl Into<String>) -> Result<T, TemplateError> {
     Err(TemplateError::Exec(reason.into()))
 }
 
-fn string(args: &[Value], index: usize) -> Result<String, TemplateError> {
+pub(super) fn string(args: &[Value], index: usize) -> Result<String, TemplateError> {
     match args.get(index) {
         Some(value) => Ok(value.to_string()),
         None => failed(format!("argument {} is missing", index + 1)),
@@ -83,7 +83,7 @@ fn humanize(seconds: f64) -> String {
     format!("{}s", short(seconds))
 }
 
-fn duration_seconds(value: &Value) -> Option<f64> {
+pub(super) fn duration_seconds(value: &Value) -> Option<f64> {
     match value {
         Value::Int(number) => Some(*number as f64),
         Value::Uint(number) => Some(*number as f64),

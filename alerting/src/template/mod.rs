@@ -6,6 +6,7 @@
 //! a template is part of the configuration, but what it prints comes from telemetry. Not here: payloads.
 
 mod functions;
+pub mod rule;
 mod time;
 mod value;
 

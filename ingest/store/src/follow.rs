@@ -20,6 +20,13 @@ pub const QUEUE_BYTES_MAX: u64 = 4 << 20;
 /// Batches that wait for one follower. Small ones weigh little, and each still costs a look.
 pub const QUEUE_BATCHES_MAX: usize = 1024;
 
+/// Is told of every batch once it is acknowledged, of every tenant and table, in the order of the log. Called on the
+/// log thread: it must not wait.
+pub trait Observer: std::fmt::Debug + Send + Sync {
+    /// A batch of the log record of that number was published.
+    fn published(&self, seq: u64, tenant: &TenantId, table: Table, batch: &RecordBatch);
+}
+
 /// What a follower gets.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Followed {

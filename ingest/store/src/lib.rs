@@ -41,7 +41,7 @@ pub use catalog::{AttributeKinds, Container};
 pub use config::{CompactionConfig, StoreConfig};
 pub use derived::segment::{DerivedMeta, DerivedSegment};
 pub use error::StoreError;
-pub use follow::{Followed, Follower};
+pub use follow::{Followed, Follower, Observer};
 pub use layout::{Layout, Promoted};
 pub use metrics::Metrics;
 pub use record::LogEntryMeta;

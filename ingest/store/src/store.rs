@@ -16,7 +16,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
@@ -33,7 +33,7 @@ use crate::derived::deriver::Deriver;
 use crate::derived::manifest::Delta;
 use crate::derived::rebuild::Rebuild;
 use crate::error::{StoreError, is_damage};
-use crate::follow::{Follower, Followers};
+use crate::follow::{Follower, Followers, Observer};
 use crate::gather::{Gatherer, Pick};
 use crate::layout::{self, Layout};
 use crate::lock::{DataDir, create_dir_durably, sync_dir};
@@ -149,6 +149,7 @@ pub struct Snapshot {
     tenant: TenantId,
     tables: [TableSnapshot; Table::COUNT],
     derived: Option<Arc<DerivedTables>>,
+    published_seq: u64,
 }
 
 impl Snapshot {
@@ -162,6 +163,12 @@ impl Snapshot {
     #[must_use]
     pub const fn table(&self, table: Table) -> &TableSnapshot {
         &self.tables[table.index()]
+    }
+
+    /// The number of the last log record whose rows are in it.
+    #[must_use]
+    pub const fn published_seq(&self) -> u64 {
+        self.published_seq
     }
 
     /// The derived tables; `None` unless they were asked for.
@@ -394,6 +401,7 @@ pub struct Store {
     derived: Mutex<Deriver>,
     state: Mutex<State>,
     followers: Followers,
+    observer: OnceLock<Arc<dyn Observer>>,
     /// Told when a flush has made room in memory.
     room: Condvar,
     /// The one under way; between its steps the compactor does other work.
@@ -511,6 +519,7 @@ impl Store {
             derived: Mutex::new(Deriver::new(seed)),
             state: Mutex::new(state),
             followers: Followers::default(),
+            observer: OnceLock::new(),
             room: Condvar::new(),
             rebuild: Mutex::default(),
             seed,
@@ -620,7 +629,8 @@ impl Store {
         }
 
         let followers = self.followers.now();
-        let wanted = |entry: &Entry| followers.want(&entry.meta.tenant, entry.meta.table);
+        let observer = self.observer.get();
+        let wanted = |entry: &Entry| observer.is_some() || followers.want(&entry.meta.tenant, entry.meta.table);
         let followed: Vec<_> = entries
             .iter()
             .zip(&sizes)
@@ -643,6 +653,9 @@ impl Store {
         drop(state);
         for (tenant, table, batch, bytes) in &followed {
             followers.offer(tenant, *table, batch, *bytes);
+            if let Some(observer) = observer {
+                observer.published(seq, tenant, *table, batch);
+            }
         }
         self.show_wal(&wal);
         let wal_full = wal.bytes() > self.config.wal_bytes_max;
@@ -657,6 +670,11 @@ impl Store {
     #[must_use]
     pub fn follow(&self, tenant: &TenantId, table: Table) -> Follower {
         self.followers.follow(tenant, table)
+    }
+
+    /// Tells an observer of every batch that is published from now on. A second one is not taken.
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        drop(self.observer.set(observer));
     }
 
     /// The attribute keys of everything a tenant has in a table, without a snapshot of it.
@@ -680,8 +698,11 @@ impl Store {
     /// What a tenant's queries see now.
     #[must_use]
     pub fn snapshot(&self, tenant: &TenantId) -> Snapshot {
-        let captured = Self::capture(&lock(&self.state), tenant);
-        Self::assemble(tenant, captured)
+        let (captured, published_seq) = {
+            let state = lock(&self.state);
+            (Self::capture(&state, tenant), state.published_seq)
+        };
+        Self::assemble(tenant, captured, published_seq)
     }
 
     /// Everything of a tenant at this instant.
@@ -699,7 +720,7 @@ impl Store {
         })
     }
 
-    fn assemble(tenant: &TenantId, captured: [Captured; Table::COUNT]) -> Snapshot {
+    fn assemble(tenant: &TenantId, captured: [Captured; Table::COUNT], published_seq: u64) -> Snapshot {
         let tables = captured.map(|(live, memory)| {
             let mut kinds = live.kinds;
             for (_, of_memory) in &memory {
@@ -708,7 +729,7 @@ impl Store {
             let memory = memory.iter().flat_map(|(batches, _)| batches).map(|batch| (**batch).clone()).collect();
             TableSnapshot { segments: live.segments, memory, kinds }
         });
-        Snapshot { tenant: tenant.clone(), tables, derived: None }
+        Snapshot { tenant: tenant.clone(), tables, derived: None, published_seq }
     }
 
     /// Tenants that have rows or counts, in order.

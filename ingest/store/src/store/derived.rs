@@ -180,13 +180,13 @@ impl Store {
     pub fn snapshot_with_derived(&self, tenant: &TenantId) -> Snapshot {
         let now = self.config.clock.now();
         let mut deriver = lock(&self.derived);
-        let (captured, uncounted, remembered, live) = {
+        let ((captured, published_seq), uncounted, remembered, live) = {
             let state = lock(&self.state);
             let uncounted = state.uncounted(&deriver, Some(tenant));
             let remembered =
                 if uncounted.is_empty() || deriver.knows(tenant) { Vec::new() } else { state.remembered(tenant, now) };
             let live = state.derived.get(tenant).cloned().unwrap_or_default();
-            (Self::capture(&state, tenant), uncounted, remembered, live)
+            ((Self::capture(&state, tenant), state.published_seq), uncounted, remembered, live)
         };
         if self.config.derived {
             self.count(&mut deriver, uncounted, BTreeMap::from([(tenant.clone(), remembered)]), now);
@@ -202,7 +202,7 @@ impl Store {
             derived.tables[table.index()].memory.extend(deriver.rows(tenant, table));
         }
         drop(deriver);
-        Snapshot { derived: Some(Arc::new(derived)), ..Self::assemble(tenant, captured) }
+        Snapshot { derived: Some(Arc::new(derived)), ..Self::assemble(tenant, captured, published_seq) }
     }
 
     /// Counts every span that is not counted yet.
