@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
+use crate::alerts::files;
 use crate::config::{self, Env, Overrides, Severity};
 use crate::server::ServeError;
 use crate::{client, demo, loadgen, logging, server, tail, trace};
@@ -74,6 +75,15 @@ struct ServeArgs {
     /// Where SQL is answered in PostgreSQL's protocol [env: GODSEYE_PG] [default: 127.0.0.1:5433]
     #[arg(long, value_name = "ADDR")]
     pg: Option<String>,
+    /// Alertmanager's configuration: who is told about alerts [env: GODSEYE_ALERTMANAGER_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    alertmanager_config: Option<String>,
+    /// A rule file in Prometheus' format; may be repeated [env: GODSEYE_RULES, separated by colons]
+    #[arg(long, value_name = "FILE")]
+    rules: Vec<String>,
+    /// OpenSLO documents; may be repeated [env: GODSEYE_SLOS, separated by colons]
+    #[arg(long, value_name = "FILE_OR_DIR")]
+    slos: Vec<String>,
     /// The configuration file [env: GODSEYE_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -157,6 +167,9 @@ fn serve(args: ServeArgs) -> ExitCode {
         otlp_http: args.otlp_http,
         http: args.http,
         pg: args.pg,
+        alertmanager_config: args.alertmanager_config,
+        rules: args.rules,
+        slos: args.slos,
         log_level: args.log_level,
         log_format: args.log_format,
         allow_unauthenticated: args.allow_unauthenticated.then_some(true),
@@ -172,12 +185,19 @@ fn serve(args: ServeArgs) -> ExitCode {
     for warning in &warnings {
         complain(&warning.to_string());
     }
+    let (files, problems) = files::read(&config.alerting);
+    for problem in &problems {
+        complain(&problem.to_string());
+    }
+    if files::has_errors(&problems) {
+        return ExitCode::from(EXIT_CONFIG);
+    }
     let log_level = logging::init(&config.log, std::io::stderr().is_terminal());
     let options = server::Options {
         announce: std::env::var_os("GODSEYE_READY_JSON").is_some_and(|value| value == "1"),
         discard: args.bench_discard,
     };
-    match server::serve(config, source, log_level, options) {
+    match server::serve(config, files, source, log_level, options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
@@ -187,12 +207,18 @@ fn serve(args: ServeArgs) -> ExitCode {
 }
 
 fn check(file: &std::path::Path) -> ExitCode {
-    let diagnostics = config::check_file(file, &ProcessEnv);
+    let (config, diagnostics) = config::inspect(file, &ProcessEnv);
     for diagnostic in &diagnostics {
         complain(&diagnostic.to_string());
     }
-    let errors = diagnostics.iter().filter(|found| found.severity == Severity::Error).count();
-    let warnings = diagnostics.len() - errors;
+    let problems = config.map(|config| files::read(&config.alerting).1).unwrap_or_default();
+    for problem in &problems {
+        complain(&problem.to_string());
+    }
+    let severities = diagnostics.iter().map(|found| found.severity);
+    let severities: Vec<Severity> = severities.chain(problems.iter().map(|problem| problem.severity)).collect();
+    let errors = severities.iter().filter(|severity| **severity == Severity::Error).count();
+    let warnings = severities.len() - errors;
     if errors > 0 {
         complain(&format!("{}: {errors} errors, {warnings} warnings", file.display()));
         return ExitCode::from(EXIT_CONFIG);

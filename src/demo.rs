@@ -15,6 +15,7 @@ use fixtures::shop::ShopConfig;
 use model::time::{Clock, Timestamp};
 use tokio_util::sync::CancellationToken;
 
+use crate::alerts::files::Files;
 use crate::client::{self, ClientError};
 use crate::config::{Config, Log, LogLevel};
 use crate::server::{Addresses, Options, Reload, ServeError, Server};
@@ -123,7 +124,8 @@ pub fn run(args: &DemoArgs) -> Result<(), DemoError> {
     let level = logging::init(&Log { level: LogLevel::Warn, ..config.log.clone() }, true);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let server = Server::start(&config, Options::default(), Arc::new(Reload::disabled(level))).await?;
+        let server =
+            Server::start(&config, Files::default(), Options::default(), Arc::new(Reload::disabled(level))).await?;
         let played = tokio::select! {
             played = play(args, server.addresses(), directory.path()) => played,
             _interrupted = tokio::signal::ctrl_c() => Ok(()),

@@ -5,6 +5,7 @@
 //! where the parts of the system meet.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
+pub mod alerts;
 pub mod cli;
 pub mod client;
 pub mod config;

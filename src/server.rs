@@ -1,8 +1,8 @@
 //! The server: the one place where its parts are put together and where they are taken apart.
 //!
 //! ```text
-//! start:  bind sockets → API (not ready) → open store, replay → pipeline → receivers → ready
-//! drain:  not ready → receivers → pipeline → store → API
+//! start:  bind sockets → API (not ready) → open store, replay → pipeline → alerting → receivers → ready
+//! drain:  not ready → receivers → rules → pipeline → SLOs → alerting → store → API
 //! ```
 //!
 //! Sockets are bound before anything else, so that a taken port is an error at once and every
@@ -35,6 +35,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle as Task;
 use tokio_util::sync::CancellationToken;
 
+use crate::alerts::files::Files;
+use crate::alerts::{Alerts, Around, Rerouter};
 use crate::cli::ProcessEnv;
 use crate::config::{self, Config, Overrides, Scope};
 use crate::logging::LevelHandle;
@@ -155,6 +157,7 @@ pub struct Server {
     addresses: Addresses,
     store: Arc<Store>,
     pipeline: Pipeline,
+    alerts: Option<Alerts>,
     receivers: Vec<Task<()>>,
     receivers_stop: CancellationToken,
     api: Task<()>,
@@ -171,7 +174,12 @@ impl Server {
     ///
     /// # Errors
     /// [`ServeError`]; what had been started ends with the runtime then.
-    pub async fn start(config: &Config, options: Options, reload: Arc<Reload>) -> Result<Self, ServeError> {
+    pub async fn start(
+        config: &Config,
+        files: Files,
+        options: Options,
+        reload: Arc<Reload>,
+    ) -> Result<Self, ServeError> {
         let otlp = &config.receivers.otlp.protocols;
         let grpc = bind("OTLP/gRPC", "--otlp-grpc", otlp.grpc.endpoint).await?;
         let otlp_http = bind("OTLP/HTTP", "--otlp-http", otlp.http.endpoint).await?;
@@ -238,7 +246,23 @@ impl Server {
             drop(report_fatal.send(error));
         })
         .map_err(|error| ServeError::Start { what: "the pipeline", detail: error.to_string() })?;
-        doors.open(Arc::new(engine), Arc::new(registry));
+        let engine = Arc::new(engine);
+        let mut alerts = None;
+        if config.alerting.is_on() {
+            let around = Around {
+                store: Arc::clone(&store),
+                engine: Arc::clone(&engine),
+                limits: limits(config),
+                pipeline: pipeline.handle(),
+                http: addresses.http,
+            };
+            let started = Alerts::start(config, files, around, &mut registry).await;
+            let started = started.map_err(|error| ServeError::Start { what: "alerting", detail: error.to_string() })?;
+            reload.reroutes(started.rerouter());
+            doors.offer_alerting(config.alerting.tenant.clone(), started.routes());
+            alerts = Some(started);
+        }
+        doors.open(engine, Arc::new(registry));
         let derived = Arc::clone(&store);
         doors.offer_rebuild(Arc::new(move |tenant| derived.rebuild_derived(tenant).map_err(|error| error.to_string())));
 
@@ -271,6 +295,7 @@ impl Server {
             addresses,
             store,
             pipeline,
+            alerts,
             receivers,
             receivers_stop,
             api,
@@ -316,9 +341,17 @@ impl Server {
                 }
             }
         }
+        if let Some(alerts) = &mut self.alerts {
+            alerts.stop_rules().await;
+        }
         let (pipeline, store, maintenance) = (self.pipeline, self.store, self.maintenance);
+        let drained = tokio::task::spawn_blocking(move || pipeline.drain()).await;
+        drained.map_err(|error| ServeError::Start { what: "the drain", detail: error.to_string() })?;
+        // What was stored last is counted before SLOs end, and what they notice is kept before alerting does.
+        if let Some(alerts) = self.alerts {
+            alerts.stop().await;
+        }
         let closed = tokio::task::spawn_blocking(move || {
-            pipeline.drain();
             maintenance.stop();
             store.close()
         })
@@ -498,7 +531,8 @@ fn limits(config: &Config) -> query::Limits {
 
 /// Reading the configuration again while the server runs.
 ///
-/// The log level and the tokens change at once: a leaked token must not need a restart. Everything
+/// The log level, the tokens and Alertmanager's configuration change at once: a leaked token must not need a restart,
+/// nor must another person on call. Everything
 /// else is bound to sockets, files or memory that are in use, so it is checked now and takes effect
 /// with the next start; the log says so.
 #[derive(Debug)]
@@ -506,6 +540,7 @@ pub struct Reload {
     source: Option<ConfigSource>,
     level: LevelHandle,
     authenticator: OnceLock<Arc<Authenticator>>,
+    rerouter: OnceLock<Rerouter>,
     successful: Gauge,
     running: Mutex<Option<Config>>,
 }
@@ -517,19 +552,25 @@ impl Reload {
         let successful = Gauge::default();
         successful.set(1);
         let (authenticator, running) = (OnceLock::new(), Mutex::new(Some(running)));
-        Self { source: Some(source), level, authenticator, successful, running }
+        Self { source: Some(source), level, authenticator, rerouter: OnceLock::new(), successful, running }
     }
 
     /// For a server without a configuration file: reloading does nothing.
     #[must_use]
     pub fn disabled(level: LevelHandle) -> Self {
         let (authenticator, running) = (OnceLock::new(), Mutex::new(None));
-        Self { source: None, level, authenticator, successful: Gauge::default(), running }
+        let (rerouter, successful) = (OnceLock::new(), Gauge::default());
+        Self { source: None, level, authenticator, rerouter, successful, running }
     }
 
     /// Whose tokens a reload replaces: the server's, once it has started.
     fn apply_to(&self, authenticator: Arc<Authenticator>) {
         drop(self.authenticator.set(authenticator));
+    }
+
+    /// Whose Alertmanager configuration a reload reads again, once it has started.
+    fn reroutes(&self, rerouter: Rerouter) {
+        drop(self.rerouter.set(rerouter));
     }
 
     fn register(&self, registry: &mut Registry) {
@@ -548,6 +589,11 @@ impl Reload {
         let Some(source) = &self.source else { return Ok(()) };
         match config::load(source.path.as_deref(), &source.overrides, &ProcessEnv) {
             Ok((loaded, _warnings)) => {
+                if let Some(Err(report)) = self.rerouter.get().map(Rerouter::reroute) {
+                    self.successful.set(0);
+                    tracing::error!(%report, "Alertmanager's configuration is not valid; the running one stays");
+                    return Err(report);
+                }
                 self.successful.set(1);
                 self.level.set(loaded.log.level);
                 let authenticator = self.authenticator.get();
@@ -564,7 +610,7 @@ impl Reload {
                 }
                 if running.as_ref().is_some_and(|running| *running != loaded) {
                     tracing::warn!(
-                        "configuration reloaded; changes other than log.level and auth.tokens take effect with the next start"
+                        "configuration reloaded; changes other than log.level, auth.tokens and Alertmanager's file take effect with the next start"
                     );
                 } else {
                     tracing::info!(
@@ -588,20 +634,31 @@ impl Reload {
 ///
 /// # Errors
 /// [`ServeError`].
-pub fn serve(config: Config, source: ConfigSource, level: LevelHandle, options: Options) -> Result<(), ServeError> {
+pub fn serve(
+    config: Config,
+    files: Files,
+    source: ConfigSource,
+    level: LevelHandle,
+    options: Options,
+) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("godseye")
         .build()
         .map_err(|error| ServeError::Start { what: "the runtime", detail: error.to_string() })?;
     let reload = Arc::new(Reload::new(source, level, config.clone()));
-    let served = runtime.block_on(serve_until_told(&config, options, reload));
+    let served = runtime.block_on(serve_until_told(&config, files, options, reload));
     // A blocking task that does not end (a query, a replay) must not hold the exit.
     runtime.shutdown_background();
     served
 }
 
-async fn serve_until_told(config: &Config, options: Options, reload: Arc<Reload>) -> Result<(), ServeError> {
+async fn serve_until_told(
+    config: &Config,
+    files: Files,
+    options: Options,
+    reload: Arc<Reload>,
+) -> Result<(), ServeError> {
     let handler = |kind: SignalKind| {
         signal(kind).map_err(|error| ServeError::Start { what: "a signal handler", detail: error.to_string() })
     };
@@ -611,7 +668,7 @@ async fn serve_until_told(config: &Config, options: Options, reload: Arc<Reload>
 
     // A stop during the replay needs no drain: nothing was acknowledged by this process yet.
     let mut server = tokio::select! {
-        started = Server::start(config, options, Arc::clone(&reload)) => started?,
+        started = Server::start(config, files, options, Arc::clone(&reload)) => started?,
         _told = terminate.recv() => return Ok(()),
         _told = interrupt.recv() => return Ok(()),
     };

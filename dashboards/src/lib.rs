@@ -14,6 +14,7 @@
 //! - `formats`, `encoding`, `negotiate`: how an answer is written, compressed, and which way a client wants it
 //! - [`pg`]: the PostgreSQL door
 //! - `listen`: HTTP connections, and what bounds them
+//! - `mounted`: `/alertmanager`, `/api/v1/slos`, `/api/v1/alerts`, `/api/v1/silences`: routes that the binary brings along
 //! - `probes`: `/healthz`, `/readyz`, `/metrics`, `/-/reload`, `/-/rebuild-derived`, `/`
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
@@ -22,6 +23,7 @@ mod discover;
 mod encoding;
 mod formats;
 mod listen;
+mod mounted;
 mod negotiate;
 pub mod pg;
 mod probes;
@@ -36,7 +38,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
@@ -126,6 +128,7 @@ struct Shared {
     opened: OnceLock<Opened>,
     exports: Arc<Semaphore>,
     rebuild: OnceLock<Arc<RebuildFn>>,
+    alerting: OnceLock<mounted::Mounted>,
 }
 
 /// The doors. Cheap to clone.
@@ -137,7 +140,13 @@ impl Doors {
     #[must_use]
     pub fn new(deps: Deps) -> Self {
         let exports = Arc::new(Semaphore::new(deps.export.at_once));
-        Self(Arc::new(Shared { deps, opened: OnceLock::new(), rebuild: OnceLock::new(), exports }))
+        Self(Arc::new(Shared {
+            deps,
+            opened: OnceLock::new(),
+            rebuild: OnceLock::new(),
+            alerting: OnceLock::new(),
+            exports,
+        }))
     }
 
     /// Opens them. A second call changes nothing.
@@ -150,6 +159,11 @@ impl Doors {
         drop(self.0.rebuild.set(rebuild));
     }
 
+    /// Lets a tenant reach alerting's routes, which have their whole paths. A second call changes nothing.
+    pub fn offer_alerting(&self, tenant: model::tenant::TenantId, router: Router) {
+        drop(self.0.alerting.set(mounted::Mounted { router, tenant }));
+    }
+
     /// Every route.
     pub fn router(&self) -> Router {
         Router::new()
@@ -157,6 +171,12 @@ impl Doors {
             .route("/api/v1/tail", get(tail::tail))
             .route("/api/v1/tables", get(discover::tables))
             .route("/api/v1/attributes", get(discover::attributes))
+            .route("/alertmanager/{*path}", any(mounted::alerting))
+            .route("/api/v1/slos", any(mounted::alerting))
+            .route("/api/v1/slos/{name}", any(mounted::alerting))
+            .route("/api/v1/alerts", any(mounted::alerting))
+            .route("/api/v1/alerts/history", any(mounted::alerting))
+            .route("/api/v1/silences", any(mounted::alerting))
             .route("/metrics", get(probes::metrics))
             .route("/healthz", get(probes::healthz))
             .route("/readyz", get(probes::readyz))

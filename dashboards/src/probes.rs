@@ -104,6 +104,8 @@ GodsEye
   POST /api/v1/sql?format=json|ndjson|csv|arrow|parquet    SQL in the body
   GET  /api/v1/tables                                      what there is to ask
   GET  /api/v1/attributes?table=spans&prefix=http.         which attributes there are
+  GET  /api/v1/slos  /api/v1/alerts  /api/v1/silences      what is promised, what breaks, what is silenced
+       /alertmanager/api/v2                                Alertmanager's API
   GET  /metrics                                            about this process
   GET  /healthz  /readyz                                   probes
   POST /-/reload                                           read the configuration again

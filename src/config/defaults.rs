@@ -5,9 +5,10 @@
 
 use super::units::{ByteSize, Interval};
 use super::{
-    Auth, Compaction, Config, Grpc, Http, Limits, Log, LogFormat, LogLevel, Memtable, Otlp, OtlpHttp, Pg, Protocols,
-    Query, Receivers, Retention, Shutdown, Storage, Wal,
+    Alerting, Auth, Compaction, Config, Grpc, Http, Limits, Log, LogFormat, LogLevel, Memtable, Otlp, OtlpHttp, Pg,
+    Protocols, Query, Receivers, Retention, Shutdown, Storage, Wal,
 };
+use model::tenant::TenantId;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -167,6 +168,15 @@ impl Default for Config {
                 },
                 derived: true,
                 retention: Retention { traces: RETENTION, metrics: RETENTION, logs: RETENTION, profiles: RETENTION },
+            },
+            alerting: Alerting {
+                alertmanager_config: None,
+                rules: Vec::new(),
+                slos: Vec::new(),
+                tenant: TenantId::default_tenant(),
+                external_url: None,
+                // Destinations stand in the operator's own file, and many are in the same network.
+                allow_private_targets: true,
             },
             limits: Limits { in_flight_bytes: IN_FLIGHT_BYTES, series_max: SERIES_MAX },
             query: Query {

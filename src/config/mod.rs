@@ -62,6 +62,8 @@ pub struct Config {
     pub auth: Auth,
     /// What happens to telemetry once it is in.
     pub storage: Storage,
+    /// Who is told when something breaks, and what that is.
+    pub alerting: Alerting,
     /// Bounds on memory.
     pub limits: Limits,
     /// Bounds on one query.
@@ -233,6 +235,31 @@ pub struct Retention {
     pub profiles: Interval,
 }
 
+/// Who is told when something breaks, and what that is. Nothing is evaluated where no file is named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alerting {
+    /// Alertmanager's configuration file.
+    pub alertmanager_config: Option<PathBuf>,
+    /// Rule files in Prometheus' format.
+    pub rules: Vec<PathBuf>,
+    /// OpenSLO documents: files, and folders of `.yaml` and `.yml` files.
+    pub slos: Vec<PathBuf>,
+    /// Whose telemetry is judged and whose alerts these are.
+    pub tenant: TenantId,
+    /// Where people reach this program, for links in messages; the HTTP listener when absent.
+    pub external_url: Option<String>,
+    /// Whether messages may go to loopback and private addresses.
+    pub allow_private_targets: bool,
+}
+
+impl Alerting {
+    /// Whether there is anything to do.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.alertmanager_config.is_some() || !self.rules.is_empty() || !self.slos.is_empty()
+    }
+}
+
 /// Bounds on memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -359,6 +386,12 @@ pub struct Overrides {
     pub http: Option<String>,
     /// `--pg`.
     pub pg: Option<String>,
+    /// `--alertmanager-config`.
+    pub alertmanager_config: Option<String>,
+    /// `--rules`, each.
+    pub rules: Vec<String>,
+    /// `--slos`, each.
+    pub slos: Vec<String>,
     /// `--log-level`.
     pub log_level: Option<String>,
     /// `--log-format`.
@@ -377,8 +410,11 @@ struct Setting {
     flag: &'static str,
 }
 
+/// Between the paths of a list that is one text, as in `PATH`.
+const PATHS_SEPARATOR: &str = ":";
+
 /// Every key that the environment and a flag can set too.
-const SETTINGS: [Setting; 8] = [
+const SETTINGS: [Setting; 11] = [
     Setting { path: &["data_dir"], variable: "GODSEYE_DATA_DIR", flag: "--data-dir" },
     Setting {
         path: &["receivers", "otlp", "protocols", "grpc", "endpoint"],
@@ -392,6 +428,13 @@ const SETTINGS: [Setting; 8] = [
     },
     Setting { path: &["http", "endpoint"], variable: "GODSEYE_HTTP", flag: "--http" },
     Setting { path: &["pg", "endpoint"], variable: "GODSEYE_PG", flag: "--pg" },
+    Setting {
+        path: &["alerting", "alertmanager_config"],
+        variable: "GODSEYE_ALERTMANAGER_CONFIG",
+        flag: "--alertmanager-config",
+    },
+    Setting { path: &["alerting", "rules"], variable: "GODSEYE_RULES", flag: "--rules" },
+    Setting { path: &["alerting", "slos"], variable: "GODSEYE_SLOS", flag: "--slos" },
     Setting { path: &["log", "level"], variable: "GODSEYE_LOG_LEVEL", flag: "--log-level" },
     Setting { path: &["log", "format"], variable: "GODSEYE_LOG_FORMAT", flag: "--log-format" },
     Setting {
@@ -404,12 +447,16 @@ const SETTINGS: [Setting; 8] = [
 impl Overrides {
     /// The flags' values in the order of [`SETTINGS`], with a data directory that is not UTF-8 left out.
     fn texts(&self) -> [Option<String>; SETTINGS.len()] {
+        let paths = |paths: &[String]| (!paths.is_empty()).then(|| paths.join(PATHS_SEPARATOR));
         [
             self.data_dir.as_deref().and_then(Path::to_str).map(str::to_owned),
             self.otlp_grpc.clone(),
             self.otlp_http.clone(),
             self.http.clone(),
             self.pg.clone(),
+            self.alertmanager_config.clone(),
+            paths(&self.rules),
+            paths(&self.slos),
             self.log_level.clone(),
             self.log_format.clone(),
             self.allow_unauthenticated.map(|allow| allow.to_string()),
@@ -449,9 +496,18 @@ pub fn check(source: &str, name: &str, env: &dyn Env) -> Vec<Diagnostic> {
 /// Checks the file at `path` as [`check`] does, and whether others can read the tokens in it.
 #[must_use]
 pub fn check_file(path: &Path, env: &dyn Env) -> Vec<Diagnostic> {
+    inspect(path, env).1
+}
+
+/// As [`check_file`], with the configuration as far as it could be read; `None` when the file could not.
+#[must_use]
+pub fn inspect(path: &Path, env: &dyn Env) -> (Option<Config>, Vec<Diagnostic>) {
     match read_config(path) {
-        Ok(file) => assemble(Some(file), None, env).1,
-        Err(report) => report.diagnostics,
+        Ok(file) => {
+            let (config, diagnostics) = assemble(Some(file), None, env);
+            (Some(config), diagnostics)
+        }
+        Err(report) => (None, report.diagnostics),
     }
 }
 

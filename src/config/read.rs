@@ -21,6 +21,9 @@ use std::path::{Path, PathBuf};
 /// A bearer token shorter than this can be guessed by trying.
 const TOKEN_CHARS_MIN: usize = 16;
 
+/// What a tenant looks like.
+const TENANT_EXPECTED: &str = "expected 1 to 64 of a-z, 0-9, - and _, starting with a letter or digit";
+
 /// Where each key's value stands, by dotted path: the rules between keys point there.
 pub(super) type Places = BTreeMap<String, Place>;
 
@@ -111,6 +114,20 @@ impl<'a, 'r> Reader<'a, 'r> {
         let path = quote(&join(&self.path, key));
         let message = format!("{path}: {} is too {size}", shown(scalar));
         self.report(Finding::error(at.clone(), &message, &format!("expected {} to {}", limits.0, limits.1)));
+    }
+
+    /// Whether a text can be a path; reported if not.
+    fn is_path(&mut self, key: &str, text: &str, at: &Place, expected: &str) -> bool {
+        let wrong = if text.trim().is_empty() {
+            "empty"
+        } else if text.contains('\0') {
+            "a path with a zero byte"
+        } else {
+            return true;
+        };
+        let message = format!("{} is {wrong}", quote(&join(&self.path, key)));
+        self.report(Finding::error(at.clone(), &message, expected));
+        false
     }
 
     /// Checks a number against its limits.
@@ -204,7 +221,7 @@ impl<'a, 'r> Reader<'a, 'r> {
         const EXPECTED: &str = "expected a token, such as ${env:GODSEYE_TOKEN}";
         let literal = self.scalar("token", EXPECTED);
         let file = self.scalar("token_file", "expected the path of a file that holds a token");
-        let tenant = self.tenant();
+        let tenant = self.own_tenant();
         let scopes = self.scopes();
         let given = |key: &str| self.entries.iter().any(|(candidate, _)| candidate.text == key);
         let (has_token, has_file) = (given("token"), given("token_file"));
@@ -291,16 +308,15 @@ impl<'a, 'r> Reader<'a, 'r> {
         }
     }
 
-    fn tenant(&mut self) -> Option<TenantId> {
-        const EXPECTED: &str = "expected 1 to 64 of a-z, 0-9, - and _, starting with a letter or digit";
+    fn own_tenant(&mut self) -> Option<TenantId> {
         if !self.entries.iter().any(|(key, _)| key.text == "tenant") {
             self.asked.push("tenant");
             return TenantId::new(defaults::TENANT).ok();
         }
-        let (scalar, at) = self.scalar("tenant", EXPECTED)?;
+        let (scalar, at) = self.scalar("tenant", TENANT_EXPECTED)?;
         let tenant = TenantId::new(&scalar.text).ok();
         if tenant.is_none() {
-            let refusal = Refusal { expected: EXPECTED.to_owned(), help: None };
+            let refusal = Refusal { expected: TENANT_EXPECTED.to_owned(), help: None };
             self.refuse("tenant", scalar, at, "a tenant", refusal);
         }
         tenant
@@ -482,6 +498,97 @@ impl Visitor for Reader<'_, '_> {
                 self.report(Finding::error(at.clone(), &message, EXPECTED));
             }
             None => *value = PathBuf::from(&scalar.text),
+        }
+    }
+
+    fn file(&mut self, key: &'static str, value: &mut Option<PathBuf>) {
+        const EXPECTED: &str = "expected the path of a file";
+        let entry = self.entries.iter().find(|(candidate, _)| candidate.text == key);
+        if entry.is_some_and(|(_, node)| matches!(&node.value, Value::Scalar(scalar) if scalar.is_null())) {
+            self.take(key);
+            *value = None;
+            return;
+        }
+        let Some((scalar, at)) = self.scalar(key, EXPECTED) else {
+            return;
+        };
+        if self.is_path(key, &scalar.text, at, EXPECTED) {
+            *value = Some(PathBuf::from(&scalar.text));
+        }
+    }
+
+    fn files(&mut self, key: &'static str, value: &mut Vec<PathBuf>) {
+        const EXPECTED: &str = "expected a list of paths";
+        let Some((key, node)) = self.take(key) else {
+            return;
+        };
+        // One text is what a flag or a variable has: paths with colons between.
+        let items: Vec<(&str, &Place)> = match &node.value {
+            Value::Scalar(scalar) if scalar.broken => return,
+            Value::Scalar(scalar) if !scalar.is_null() => {
+                scalar.text.split(super::PATHS_SEPARATOR).map(|path| (path, &node.at)).collect()
+            }
+            Value::List(items) => {
+                let mut paths = Vec::new();
+                for item in items {
+                    match &item.value {
+                        Value::Scalar(scalar) if scalar.broken => return,
+                        Value::Scalar(scalar) if !scalar.is_null() => paths.push((scalar.text.as_str(), &item.at)),
+                        _ => return self.wrong_kind(key, item, EXPECTED),
+                    }
+                }
+                paths
+            }
+            _ => return self.wrong_kind(key, node, EXPECTED),
+        };
+        let mut paths: Vec<PathBuf> = Vec::new();
+        for (path, at) in items {
+            if !self.is_path(&key.text, path, at, EXPECTED) {
+                return;
+            }
+            if paths.iter().any(|known| known == Path::new(path)) {
+                let message = format!("{} names a path twice", quote(&join(&self.path, &key.text)));
+                self.report(Finding::error(at.clone(), &message, "expected each path once"));
+                return;
+            }
+            paths.push(PathBuf::from(path));
+        }
+        *value = paths;
+    }
+
+    fn url(&mut self, key: &'static str, value: &mut Option<String>) {
+        const EXPECTED: &str = "expected a web address such as https://godseye.example.com";
+        let entry = self.entries.iter().find(|(candidate, _)| candidate.text == key);
+        if entry.is_some_and(|(_, node)| matches!(&node.value, Value::Scalar(scalar) if scalar.is_null())) {
+            self.take(key);
+            *value = None;
+            return;
+        }
+        let Some((scalar, at)) = self.scalar(key, EXPECTED) else {
+            return;
+        };
+        let uri: Option<http::Uri> = scalar.text.parse().ok();
+        let is_web = uri.is_some_and(|uri| {
+            matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some() && uri.query().is_none()
+        });
+        if is_web {
+            *value = Some(scalar.text.trim_end_matches('/').to_owned());
+        } else {
+            let refusal = Refusal { expected: EXPECTED.to_owned(), help: None };
+            self.refuse(key, scalar, at, "a web address", refusal);
+        }
+    }
+
+    fn tenant(&mut self, key: &'static str, value: &mut TenantId) {
+        let Some((scalar, at)) = self.scalar(key, TENANT_EXPECTED) else {
+            return;
+        };
+        match TenantId::new(&scalar.text) {
+            Ok(tenant) => *value = tenant,
+            Err(_) => {
+                let refusal = Refusal { expected: TENANT_EXPECTED.to_owned(), help: None };
+                self.refuse(key, scalar, at, "a tenant", refusal);
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use super::schema::{Visitor, visit};
 use super::secret::MASK;
 use super::units::{ByteSize, Interval};
 use super::{Config, Token};
+use model::tenant::TenantId;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -64,6 +65,19 @@ impl Visitor for Renderer {
     }
     fn directory(&mut self, key: &'static str, value: &mut PathBuf) {
         self.pair(key, &quoted(&value.to_string_lossy()));
+    }
+    fn file(&mut self, key: &'static str, value: &mut Option<PathBuf>) {
+        self.pair(key, &value.as_ref().map_or_else(|| "null".to_owned(), |path| quoted(&path.to_string_lossy())));
+    }
+    fn files(&mut self, key: &'static str, value: &mut Vec<PathBuf>) {
+        let paths: Vec<String> = value.iter().map(|path| quoted(&path.to_string_lossy())).collect();
+        self.pair(key, &format!("[{}]", paths.join(", ")));
+    }
+    fn url(&mut self, key: &'static str, value: &mut Option<String>) {
+        self.pair(key, &value.as_ref().map_or_else(|| "null".to_owned(), |url| quoted(url)));
+    }
+    fn tenant(&mut self, key: &'static str, value: &mut TenantId) {
+        self.pair(key, &quoted(value.as_str()));
     }
     fn choice(&mut self, key: &'static str, names: &'static [&'static str], chosen: &mut usize) {
         self.pair(key, names.get(*chosen).unwrap_or(&""));

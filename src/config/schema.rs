@@ -5,6 +5,7 @@
 
 use super::units::{ByteSize, Interval};
 use super::{Config, LogFormat, LogLevel, Token};
+use model::tenant::TenantId;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -30,6 +31,14 @@ pub(super) trait Visitor {
     fn address(&mut self, key: &'static str, value: &mut SocketAddr);
     /// A directory, not necessarily there yet.
     fn directory(&mut self, key: &'static str, value: &mut PathBuf);
+    /// A file that may be left out.
+    fn file(&mut self, key: &'static str, value: &mut Option<PathBuf>);
+    /// A list of files and folders.
+    fn files(&mut self, key: &'static str, value: &mut Vec<PathBuf>);
+    /// A web address that may be left out.
+    fn url(&mut self, key: &'static str, value: &mut Option<String>);
+    /// A tenant's name.
+    fn tenant(&mut self, key: &'static str, value: &mut TenantId);
     /// One of a few words, as an index.
     fn choice(&mut self, key: &'static str, names: &'static [&'static str], chosen: &mut usize);
     /// The list of credentials.
@@ -91,6 +100,15 @@ pub(super) fn visit(config: &mut Config, v: &mut dyn Visitor) {
             v.interval("logs", &mut retention.logs, RETENTION_S);
             v.interval("profiles", &mut retention.profiles, RETENTION_S);
         });
+    });
+    v.section("alerting", &mut |v| {
+        let alerting = &mut c.alerting;
+        v.file("alertmanager_config", &mut alerting.alertmanager_config);
+        v.files("rules", &mut alerting.rules);
+        v.files("slos", &mut alerting.slos);
+        v.tenant("tenant", &mut alerting.tenant);
+        v.url("external_url", &mut alerting.external_url);
+        v.flag("allow_private_targets", &mut alerting.allow_private_targets);
     });
     v.section("limits", &mut |v| {
         v.bytes("in_flight_bytes", &mut c.limits.in_flight_bytes, MIB..=64 * GIB);
@@ -186,6 +204,18 @@ impl Visitor for Paths {
         self.add(key);
     }
     fn directory(&mut self, key: &'static str, _: &mut PathBuf) {
+        self.add(key);
+    }
+    fn file(&mut self, key: &'static str, _: &mut Option<PathBuf>) {
+        self.add(key);
+    }
+    fn files(&mut self, key: &'static str, _: &mut Vec<PathBuf>) {
+        self.add(key);
+    }
+    fn url(&mut self, key: &'static str, _: &mut Option<String>) {
+        self.add(key);
+    }
+    fn tenant(&mut self, key: &'static str, _: &mut TenantId) {
         self.add(key);
     }
     fn choice(&mut self, key: &'static str, _: &'static [&'static str], _: &mut usize) {

@@ -1,0 +1,364 @@
+//! Alerting, rules and SLOs in one process: their parts put together around the store, the pipeline and the engine.
+//!
+//! ```text
+//! log thread ── published batches ─▶ SLOs ──┐
+//! query engine ◀── SQL ── rules ────────────┼─▶ notices ─▶ alerting ─▶ Slack, email, PagerDuty, webhooks
+//!      pipeline ◀── recorded series ┘       │       POST /alertmanager/api/v2/alerts ┘
+//! store ── recount ─▶ SLOs                  └ alerting.sqlite, slo.sqlite
+//! ```
+//!
+//! One tenant's telemetry is judged and its alerts are kept (`alerting.tenant`). Not here: what an alert is and who is
+//! told (`alerting`), what a rule or an SLO means (`slo`), and SQL tables of their state.
+
+pub mod files;
+
+mod api;
+mod ask;
+mod record;
+mod sink;
+mod telemetry;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use alerting::repository::Repository;
+use alerting::service::{Alerting, AlertingHandle, Dependencies, Settings};
+use ingest::pipeline::PipelineHandle;
+use model::time::Clock;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use slo::archive::Archive;
+use slo::engine::{Board, Engine, Feed};
+use slo::error::SloError;
+use slo::rules::group::Tools;
+use store::Store;
+use tokio::task::JoinHandle as Task;
+use tokio_util::sync::CancellationToken;
+
+use self::ask::Asker;
+use self::files::{Files, Routing};
+use self::sink::Notices;
+use crate::config;
+
+/// How often the numbers for `/metrics` are looked at: more often than anybody scrapes them.
+const METRICS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Where alerts, groups, silences and messages are kept, in the data directory.
+const ALERTING_FILE: &str = "alerting.sqlite";
+
+/// Where the state of rules and the counts of SLOs are kept.
+const SLO_FILE: &str = "slo.sqlite";
+
+/// A configuration that tells nobody: alerts are kept and shown.
+const NOBODY: &str = "route: {receiver: nobody}\nreceivers: [{name: nobody}]\n";
+
+/// Why it did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AlertsError {
+    /// The alerts' database, or a template.
+    #[error(transparent)]
+    Alerting(#[from] alerting::error::AlertingError),
+    /// The database of rules and SLOs.
+    #[error(transparent)]
+    Slo(#[from] SloError),
+    /// The thread that opens them ended.
+    #[error("the databases were not opened: {0}")]
+    Opening(String),
+}
+
+/// What the parts are built around.
+pub struct Around {
+    /// Where telemetry lies.
+    pub store: Arc<Store>,
+    /// What answers SQL.
+    pub engine: Arc<query::Engine>,
+    /// Limits of one query.
+    pub limits: query::Limits,
+    /// Where recorded series go.
+    pub pipeline: PipelineHandle,
+    /// Where people reach the API, unless the configuration says otherwise.
+    pub http: std::net::SocketAddr,
+}
+
+/// Takes another configuration of Alertmanager while everything runs.
+#[derive(Clone, Debug)]
+pub struct Rerouter {
+    handle: AlertingHandle,
+    config: config::Alerting,
+    external_url: String,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Rerouter {
+    /// Reads the file again and takes it.
+    ///
+    /// # Errors
+    /// Every error in it, a line each; the running one stays then.
+    pub fn reroute(&self) -> Result<(), String> {
+        let Some(path) = &self.config.alertmanager_config else { return Ok(()) };
+        let (routing, problems) = files::read_routing(path);
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        let Some(routing) = routing.filter(|_| !files::has_errors(&problems)) else { return Err(lines.join("\n")) };
+        for line in lines {
+            tracing::warn!("{line}");
+        }
+        let handle = self.handle.clone();
+        let settings = settings(&self.config, &self.external_url, routing.templates);
+        self.runtime.spawn(async move {
+            match handle.reconfigure(routing.config, &settings).await {
+                Ok(()) => tracing::info!("Alertmanager's configuration reloaded"),
+                Err(error) => {
+                    tracing::error!(%error, "Alertmanager's configuration was not taken; the running one stays")
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+fn settings(config: &config::Alerting, external_url: &str, templates: Vec<(String, String)>) -> Settings {
+    let network = alerting::notify::http::NetworkPolicy { allow_private: config.allow_private_targets };
+    Settings { external_url: external_url.to_owned(), templates, network }
+}
+
+/// The running parts.
+pub struct Alerts {
+    routes: axum::Router,
+    rerouter: Rerouter,
+    alerting: Task<()>,
+    alerting_stop: CancellationToken,
+    poster: Task<()>,
+    rules: Task<()>,
+    rules_stop: CancellationToken,
+    slos: Task<()>,
+    slos_stop: CancellationToken,
+    watcher: Task<()>,
+}
+
+/// Everything that is opened before anything runs.
+struct Opened {
+    alerting: Alerting,
+    handle: AlertingHandle,
+    rules: Option<slo::rules::group::Service>,
+    slos: Option<(slo::engine::Service, Feed, Board)>,
+    reader: Archive,
+}
+
+impl Alerts {
+    /// Opens the databases and starts everything that the files ask for.
+    ///
+    /// # Errors
+    /// [`AlertsError`].
+    pub async fn start(
+        config: &config::Config,
+        files: Files,
+        around: Around,
+        registry: &mut Registry,
+    ) -> Result<Self, AlertsError> {
+        let metrics = Metrics::register(registry);
+        let Around { store, engine, limits, pipeline, http } = around;
+        let external_url = config.alerting.external_url.clone().unwrap_or_else(|| format!("http://{http}"));
+        let (notices, posts) = Notices::new(external_url.clone());
+        let asker = Asker::new(engine, limits);
+        let runtime = tokio::runtime::Handle::current();
+        let opening = {
+            let (config, store, notices) = (config.clone(), Arc::clone(&store), notices.clone());
+            let (external_url, runtime) = (external_url.clone(), runtime.clone());
+            move || open(&config, files, store, asker, pipeline, notices, &external_url, runtime)
+        };
+        let opened = tokio::task::spawn_blocking(opening).await;
+        let opened = opened.map_err(|error| AlertsError::Opening(error.to_string()))??;
+
+        let Opened { alerting, handle, rules, slos, reader } = opened;
+        let [alerting_stop, rules_stop, slos_stop] = [(); 3].map(|()| CancellationToken::new());
+        let rerouter = Rerouter { handle: handle.clone(), config: config.alerting.clone(), external_url, runtime };
+        let (feed, board) = slos.as_ref().map(|(_, feed, board)| (feed.clone(), board.clone())).unzip();
+        if let Some(feed) = &feed {
+            store.observe(Arc::new(telemetry::Published(feed.clone())));
+        }
+        let reader = Arc::new(Mutex::new(reader));
+        let routes = api::routes(handle.clone(), board.unwrap_or_default(), reader, config.alerting.tenant.clone());
+        let slos = {
+            let stop = slos_stop.clone();
+            tokio::spawn(async move {
+                let Some((service, ..)) = slos else { return };
+                if let Err(error) = service.run(stop).await {
+                    tracing::error!(%error, "the counts of SLOs were not written at the end: they are recounted");
+                }
+            })
+        };
+        let rules = {
+            let stop = rules_stop.clone();
+            tokio::spawn(async move {
+                if let Some(service) = rules {
+                    service.run(stop).await;
+                }
+            })
+        };
+        Ok(Self {
+            routes,
+            rerouter,
+            alerting: tokio::spawn(alerting.run(alerting_stop.clone())),
+            alerting_stop,
+            poster: tokio::spawn(sink::post(posts, handle.clone())),
+            rules,
+            rules_stop,
+            slos,
+            slos_stop,
+            watcher: tokio::spawn(metrics.watch(handle, notices, feed)),
+        })
+    }
+
+    /// What is answered below `/alertmanager` and `/api/v1`.
+    #[must_use]
+    pub fn routes(&self) -> axum::Router {
+        self.routes.clone()
+    }
+
+    /// For a reload.
+    #[must_use]
+    pub fn rerouter(&self) -> Rerouter {
+        self.rerouter.clone()
+    }
+
+    /// Ends what records through the pipeline; after this nothing holds it any more.
+    pub async fn stop_rules(&mut self) {
+        self.rules_stop.cancel();
+        if let Err(error) = (&mut self.rules).await {
+            tracing::error!(%error, "rules ended badly");
+        }
+    }
+
+    /// Ends the rest, alerting last: what rules and SLOs have noticed is posted before.
+    pub async fn stop(self) {
+        self.slos_stop.cancel();
+        if let Err(error) = self.slos.await {
+            tracing::error!(%error, "SLOs ended badly");
+        }
+        self.watcher.abort();
+        // The last sender goes with the watcher.
+        drop(self.watcher.await);
+        if let Err(error) = self.poster.await {
+            tracing::error!(%error, "posting alerts ended badly");
+        }
+        self.alerting_stop.cancel();
+        if let Err(error) = self.alerting.await {
+            tracing::error!(%error, "alerting ended badly");
+        }
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "one call, which hands over everything")]
+fn open(
+    config: &config::Config,
+    files: Files,
+    store: Arc<Store>,
+    asker: Asker,
+    pipeline: PipelineHandle,
+    notices: Notices,
+    external_url: &str,
+    runtime: tokio::runtime::Handle,
+) -> Result<Opened, AlertsError> {
+    let (clock, tenant) = (Clock::System, &config.alerting.tenant);
+    let Files { routing, groups, slos } = files;
+    let Routing { config: routing, templates } = routing.unwrap_or_else(nobody);
+    let repository = Repository::open(&config.data_dir.join(ALERTING_FILE), tenant.as_str())?;
+    let dependencies = Dependencies { repository, clock: clock.clone(), sender: None };
+    let settings = settings(&config.alerting, external_url, templates);
+    let (alerting, handle) = Alerting::build(routing, &settings, dependencies)?;
+
+    let path = config.data_dir.join(SLO_FILE);
+    let rules = if groups.is_empty() {
+        None
+    } else {
+        let tools = Tools {
+            ask: Arc::new(asker.clone()),
+            record: Arc::new(record::Recorder(pipeline)),
+            expand: Arc::new(Expander { external_url: external_url.to_owned() }),
+        };
+        let (archive, sink) = (Archive::open(&path)?, Box::new(notices.clone()));
+        Some(slo::rules::group::Service::build(groups, tenant, archive, tools, sink, clock.clone())?)
+    };
+    let slos = if slos.is_empty() {
+        None
+    } else {
+        let archive = Archive::open(&path)?;
+        let engine = Engine::build(slo::engine::Config::default(), tenant.clone(), slos, archive, clock.now())?;
+        let telemetry = Arc::new(telemetry::Stored { store, asker, runtime });
+        Some(slo::engine::Service::build(engine, telemetry, Box::new(notices), clock))
+    };
+    Ok(Opened { alerting, handle, rules, slos, reader: Archive::open(&path)? })
+}
+
+fn nobody() -> Routing {
+    let config = alerting::config::parse(NOBODY).config.expect("the built-in configuration is one");
+    Routing { config, templates: Vec::new() }
+}
+
+/// Go templates of rules.
+struct Expander {
+    external_url: String,
+}
+
+impl slo::rules::group::Expand for Expander {
+    fn expand(&self, template: &str, labels: &slo::rules::state::Labels, value: f64) -> Result<String, String> {
+        alerting::template::rule::expand(template, labels, value, &self.external_url).map_err(|error| error.to_string())
+    }
+}
+
+type Labelled = [(&'static str, &'static str); 1];
+
+/// What `/metrics` tells of it.
+#[derive(Clone, Debug, Default)]
+struct Metrics {
+    alerts: Family<Labelled, Gauge>,
+    silences: Gauge,
+    queues: Family<Labelled, Gauge>,
+    notifications: Family<Labelled, Counter>,
+}
+
+impl Metrics {
+    fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let registry = registry.sub_registry_with_prefix("godseye_alerting");
+        registry.register("alerts", "Alerts that fire, by state", metrics.alerts.clone());
+        registry.register("silences", "Silences that hold", metrics.silences.clone());
+        registry.register("queue_depth", "Entries waiting in a queue", metrics.queues.clone());
+        registry.register("notifications", "Messages that left the outbox, by outcome", metrics.notifications.clone());
+        metrics
+    }
+
+    /// Looks at the numbers from time to time, for as long as alerting runs.
+    async fn watch(self, handle: AlertingHandle, notices: Notices, feed: Option<Feed>) {
+        let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        // The outbox forgets old messages, so its counts go down, too; a counter adds what they went up by.
+        let mut before = alerting::repository::OutboxCounts::default();
+        let mut ticks = tokio::time::interval(METRICS_INTERVAL);
+        loop {
+            ticks.tick().await;
+            let Ok(counts) = handle.counts().await else { return };
+            let alerts = |state, number| self.alerts.get_or_create(&[("state", state)]).set(gauge(number));
+            alerts("active", counts.active);
+            alerts("suppressed", counts.suppressed);
+            self.silences.set(gauge(counts.silences_active));
+            let queue = |name, depth| self.queues.get_or_create(&[("queue", name)]).set(gauge(depth));
+            queue("calls", handle.waiting());
+            queue("notices", notices.waiting());
+            queue("slo_batches", feed.as_ref().map_or(0, Feed::waiting));
+            queue("outbox", usize::try_from(counts.outbox.waiting).unwrap_or(usize::MAX));
+            let ended = |outcome, now: u64, then: u64| {
+                self.notifications.get_or_create(&[("outcome", outcome)]).inc_by(now.saturating_sub(then));
+            };
+            ended("sent", counts.outbox.sent, before.sent);
+            ended("failed", counts.outbox.dead, before.dead);
+            before = counts.outbox;
+        }
+    }
+}
+
+/// A lock that a panic elsewhere does not take away.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

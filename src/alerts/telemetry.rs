@@ -1,0 +1,80 @@
+//! Stored telemetry for SLOs: what is published as it comes, and what lies in segments and memory for a recount.
+//!
+//! Not here: what is counted (the `slo` crate) and how segments are written (the `store`).
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use model::signal::Table;
+use model::tenant::TenantId;
+use model::time::Timestamp;
+use slo::engine::{Feed, Telemetry};
+use store::gather::as_table;
+use store::{Observer, Segment, SegmentFile, Store};
+use tokio::runtime::Handle;
+
+use super::ask::Asker;
+
+/// Rows of a segment read at once.
+const BATCH_ROWS: usize = 8_192;
+
+/// Hands every published batch to the SLOs. Never waits, as the log thread wants it.
+#[derive(Debug)]
+pub(super) struct Published(pub(super) Feed);
+
+impl Observer for Published {
+    fn published(&self, seq: u64, tenant: &TenantId, table: Table, batch: &RecordBatch) {
+        self.0.offer(seq, tenant, table, batch);
+    }
+}
+
+/// The store and the query engine.
+pub(super) struct Stored {
+    pub(super) store: Arc<Store>,
+    pub(super) asker: Asker,
+    /// Where the engine is waited for: the caller's thread may block.
+    pub(super) runtime: Handle,
+}
+
+impl Stored {
+    fn segment(table: Table, segment: &Segment, each: &mut dyn FnMut(&RecordBatch)) -> Result<(), String> {
+        let file = SegmentFile::open(segment.path(), table).map_err(|error| error.to_string())?;
+        for batch in file.rows(BATCH_ROWS).map_err(|error| error.to_string())? {
+            let batch = batch.map_err(|error| error.to_string())?;
+            each(&as_table(file.layout(), &batch).map_err(|error| error.to_string())?);
+        }
+        Ok(())
+    }
+}
+
+impl Telemetry for Stored {
+    fn scan(
+        &self,
+        tenant: &TenantId,
+        table: Table,
+        from: Timestamp,
+        to: Timestamp,
+        each: &mut dyn FnMut(&RecordBatch),
+    ) -> Result<u64, String> {
+        let snapshot = self.store.snapshot(tenant);
+        let rows = snapshot.table(table);
+        for segment in rows.segments.iter() {
+            let meta = segment.meta();
+            if meta.max_time < from || meta.min_time >= to {
+                continue;
+            }
+            let Err(reason) = Self::segment(table, segment, each) else { continue };
+            // A damaged file will not be better next time: it is set aside, as queries do, and what could be read counts.
+            if self.store.verify(segment) {
+                return Err(format!("segment {}: {reason}", meta.id));
+            }
+            self.store.quarantine(meta.id, &reason).map_err(|error| error.to_string())?;
+        }
+        rows.memory.iter().for_each(each);
+        Ok(snapshot.published_seq())
+    }
+
+    fn query(&self, tenant: &TenantId, sql: &str) -> Result<Vec<(Timestamp, f64)>, String> {
+        self.runtime.block_on(self.asker.points(tenant, sql))
+    }
+}

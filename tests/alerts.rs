@@ -1,0 +1,366 @@
+//! From a span with an error to a person, through the doors that users use: the real binary with Alertmanager's
+//! configuration, rules and an SLO; a webhook receiver that writes down what it gets.
+//!
+//! Which alerts a route tells whom, and what burns too fast, is tested beside the crates. Nothing here depends on how
+//! long anything takes.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "a test waits for processes and makes telemetry of now")]
+
+mod common;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use common::http::Request;
+use common::{Server, Setup, pause, until};
+use serde_json::{Value, json};
+
+/// A test that waits longer than this hangs.
+const HANG: Duration = Duration::from_secs(120);
+
+/// Long enough for a second page to come, if one were to: several evaluations, group and flush intervals.
+const QUIET: Duration = Duration::from_secs(8);
+
+/// Writes down every body that is posted to it.
+struct Receiver {
+    address: SocketAddr,
+    bodies: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Receiver {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let bodies: Arc<Mutex<Vec<Value>>> = Arc::default();
+        let written = Arc::clone(&bodies);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let written = Arc::clone(&written);
+                // Its client may keep the connection for the next message.
+                std::thread::spawn(move || {
+                    let mut stream = BufReader::new(stream);
+                    while let Some(body) = body(&mut stream) {
+                        written.lock().unwrap().push(body);
+                        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                        if stream.get_mut().write_all(answer).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, bodies }
+    }
+
+    /// The alerts that it was told of in a status, by one label, in the order of the messages.
+    fn told(&self, status: &str, label: &str) -> Vec<String> {
+        let bodies = self.bodies.lock().unwrap();
+        let alerts = bodies.iter().flat_map(|body| body["alerts"].as_array().unwrap().clone());
+        let of_status = alerts.filter(|alert| alert["status"] == status);
+        of_status.filter_map(|alert| alert["labels"][label].as_str().map(str::to_owned)).collect()
+    }
+
+    fn last(&self, alertname: &str) -> Value {
+        let bodies = self.bodies.lock().unwrap();
+        let mut alerts = bodies.iter().rev().flat_map(|body| body["alerts"].as_array().unwrap().clone());
+        alerts.find(|alert| alert["labels"]["alertname"] == alertname).unwrap()
+    }
+}
+
+/// The body of the next request on a connection; `None` at its end.
+fn body(stream: &mut BufReader<std::net::TcpStream>) -> Option<Value> {
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        if let Some(text) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = text.trim().parse().unwrap();
+        }
+        if line == "\r\n" {
+            let mut bytes = vec![0; length];
+            stream.read_exact(&mut bytes).ok()?;
+            return Some(serde_json::from_slice(&bytes).unwrap());
+        }
+    }
+}
+
+/// The files of a server that watches a shop.
+struct Watched {
+    _folder: tempfile::TempDir,
+    alertmanager: PathBuf,
+    rules: PathBuf,
+    slos: PathBuf,
+}
+
+fn alertmanager(receiver: SocketAddr, repeat: &str) -> String {
+    format!(
+        "route: {{receiver: hook, group_by: [alertname], group_wait: 0s, group_interval: 1s, repeat_interval: {repeat}}}\n\
+         receivers: [{{name: hook, webhook_configs: [{{url: 'http://{receiver}/', send_resolved: true}}]}}]\n"
+    )
+}
+
+const RULES: &str = "
+groups:
+- name: shop
+  interval: 1s
+  rules:
+  - alert: CheckoutErrors
+    expr_sql: >
+      SELECT service_name, count(*) AS value FROM spans
+      WHERE status_code = 'ERROR' AND attributes['about'] = 'rules' GROUP BY service_name
+    labels: {severity: warning}
+    annotations: {summary: '{{ $labels.service_name }} failed {{ $value | humanize }} times'}
+  - record: checkout:spans:count
+    expr_sql: SELECT service_name, count(*) AS value FROM spans WHERE service_name = 'rules' GROUP BY 1
+";
+
+const SLO: &str = "
+apiVersion: openslo/v1
+kind: SLO
+metadata: {name: checkout-availability, displayName: Checkout availability}
+spec:
+  service: checkout
+  indicator:
+    metadata: {name: errors}
+    spec:
+      ratioMetric:
+        bad: {metricSource: {type: godseye, spec: {table: spans, where: status_code = 'ERROR'}}}
+        total: {metricSource: {type: godseye, spec: {table: spans, service: checkout}}}
+  timeWindow: [{duration: 30d, isRolling: true}]
+  budgetingMethod: Occurrences
+  objectives: [{displayName: answered, target: 0.99}]
+  alertPolicies:
+  - kind: AlertPolicy
+    metadata: {name: fast}
+    spec:
+      conditions:
+      - kind: AlertCondition
+        metadata: {name: fast, annotations: {godseye/short-window: 5m}}
+        spec:
+          severity: critical
+          condition: {kind: burnrate, op: gt, threshold: 14.4, lookbackWindow: 1h, alertAfter: 0m}
+";
+
+fn watched(receiver: SocketAddr, repeat: &str) -> Watched {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let alertmanager = write("alertmanager.yml", &alertmanager(receiver, repeat));
+    let (rules, slos) = (write("rules.yml", RULES), write("slo.yaml", SLO));
+    Watched { alertmanager, rules, slos, _folder: folder }
+}
+
+impl Watched {
+    fn start(&self) -> Server {
+        [("--alertmanager-config", &self.alertmanager), ("--rules", &self.rules), ("--slos", &self.slos)]
+            .into_iter()
+            .fold(Setup::new(), |setup, (flag, path)| setup.flag(flag).flag(path.to_str().unwrap()))
+            .start()
+    }
+}
+
+/// Sends spans of now; `about` names the service and is an attribute.
+fn send(server: &Server, about: &str, count: usize, is_error: bool) {
+    let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+    let spans: Vec<Value> = (0..count as u128)
+        .map(|n| {
+            json!({
+                "traceId": format!("{:032x}", now_ns + n), "spanId": format!("{:016x}", (now_ns + n) as u64 | 1),
+                "name": "POST /pay", "kind": 2,
+                "startTimeUnixNano": (now_ns - 1_000_000).to_string(), "endTimeUnixNano": now_ns.to_string(),
+                "status": {"code": if is_error { 2 } else { 1 }},
+                "attributes": [{"key": "about", "value": {"stringValue": about}}],
+            })
+        })
+        .collect();
+    let service = json!([{"key": "service.name", "value": {"stringValue": about}}]);
+    let message = json!({"resourceSpans": [{"resource": {"attributes": service}, "scopeSpans": [{"spans": spans}]}]});
+    let response = Request::new("POST", "/v1/traces")
+        .header("content-type", "application/json")
+        .body(message.to_string().as_bytes())
+        .send(server.otlp_http)
+        .unwrap();
+    assert_eq!(response.status, 200, "{}", String::from_utf8_lossy(&response.body));
+}
+
+fn get(server: &Server, path: &str) -> Value {
+    let response = server.get(path);
+    assert_eq!(response.status, 200, "{path}: {}", String::from_utf8_lossy(&response.body));
+    serde_json::from_slice(&response.body).unwrap()
+}
+
+fn silence(server: &Server, matchers: Value) {
+    let silence = json!({
+        "matchers": matchers, "startsAt": "2020-01-01T00:00:00Z", "endsAt": "2099-01-01T00:00:00Z",
+        "createdBy": "test", "comment": "known",
+    });
+    let response = Request::new("POST", "/alertmanager/api/v2/silences")
+        .header("content-type", "application/json")
+        .body(silence.to_string().as_bytes())
+        .send(server.http)
+        .unwrap();
+    assert_eq!(response.status, 200, "{}", String::from_utf8_lossy(&response.body));
+}
+
+#[test]
+fn errors_page_once_and_their_end_is_told() {
+    let receiver = Receiver::start();
+    let mut server = watched(receiver.address, "1h").start_keeping_files();
+    send(&server.server, "checkout", 60, true);
+    let burn = || receiver.told("firing", "alertname").into_iter().find(|name| name == "SloBurnRate");
+    until("a page about the burn rate", HANG, burn);
+    let alert = receiver.last("SloBurnRate");
+    assert_eq!(alert["labels"]["severity"], "critical");
+    assert_eq!(alert["annotations"]["bad_events"], "60", "{alert}");
+    let link = alert["generatorURL"].as_str().unwrap();
+    assert!(link.ends_with("/api/v1/slos/checkout%2Davailability"), "{link}");
+
+    let status = get(&server.server, "/api/v1/slos/checkout-availability");
+    assert_eq!((&status["health"], &status["firing"]), (&json!("burning"), &json!(true)), "{status}");
+    let objective = &status["objectives"][0];
+    assert!(objective["budget_remaining"].as_f64().unwrap() < 0.0, "{objective}");
+    assert_eq!(objective["burn"][0]["long_rate"], 100.0, "all of it bad is a hundred times 1 %: {objective}");
+
+    // kill -9: what fires is known, and nobody is told twice.
+    server.server.kill();
+    server.server.restart();
+    until("the SLO is judged again", HANG, || {
+        let judged = get(&server.server, "/api/v1/slos")["slos"].as_array().unwrap().clone();
+        judged.into_iter().find(|slo| slo["health"] == "burning")
+    });
+    pause(QUIET);
+    let pages = receiver.told("firing", "alertname").into_iter().filter(|name| name == "SloBurnRate").count();
+    assert_eq!(pages, 1, "no second page after kill -9");
+
+    // Enough that goes well, and the rate is below the threshold in both windows.
+    for _ in 0..6 {
+        send(&server.server, "checkout", 1_000, false);
+    }
+    let over = || receiver.told("resolved", "alertname").into_iter().find(|name| name == "SloBurnRate");
+    until("the end of the burn", HANG, over);
+    assert_eq!(server.server.terminate().code(), Some(0));
+}
+
+#[test]
+fn rules_alert_and_record_and_a_silence_silences() {
+    let receiver = Receiver::start();
+    let server = watched(receiver.address, "1s").start_keeping_files();
+    let server = &server.server;
+    silence(server, json!([{"name": "service_name", "value": "quiet", "isRegex": false, "isEqual": true}]));
+    send(server, "rules", 3, true);
+    until("an alert of the rule", HANG, || receiver.told("firing", "alertname").into_iter().next());
+    let alert = receiver.last("CheckoutErrors");
+    assert_eq!(alert["annotations"]["summary"], "rules failed 3 times");
+    assert!(alert["generatorURL"].as_str().unwrap().contains("/api/v1/alerts?filter="), "{alert}");
+    until("a recorded series", HANG, || {
+        let sql = "SELECT count(*) FROM metric_points WHERE metric_name = 'checkout:spans:count' AND value = 3";
+        (server.number(sql) > 0).then_some(())
+    });
+
+    // The same alert again and again, and one that is silenced.
+    let alerts = json!([
+        {"labels": {"alertname": "Posted", "service_name": "quiet"}},
+        {"labels": {"alertname": "Posted", "service_name": "loud"}},
+    ]);
+    let posted = Request::new("POST", "/alertmanager/api/v2/alerts")
+        .header("content-type", "application/json")
+        .body(alerts.to_string().as_bytes())
+        .send(server.http)
+        .unwrap();
+    assert_eq!(posted.status, 200);
+    until("the loud one", HANG, || receiver.told("firing", "service_name").into_iter().find(|name| name == "loud"));
+    assert!(!receiver.told("firing", "service_name").contains(&"quiet".to_owned()));
+    let shown = get(server, "/api/v1/alerts");
+    let state = |name: &str| {
+        let alerts = shown["alerts"].as_array().unwrap();
+        alerts.iter().find(|alert| alert["labels"]["service_name"] == name).unwrap()["state"].clone()
+    };
+    assert_eq!((state("quiet"), state("loud"), state("rules")), (json!("silenced"), json!("firing"), json!("firing")));
+    assert_eq!(get(server, "/api/v1/silences")["silences"][0]["state"], "active");
+    let filtered = get(server, "/api/v1/alerts?filter=service_name%3D%22loud%22");
+    assert_eq!(filtered["alerts"].as_array().unwrap().len(), 1, "{filtered}");
+    until("metrics", HANG, || server.metric("godseye_alerting_notifications_total").filter(|sent| *sent > 0.0));
+}
+
+#[test]
+fn bad_files_are_refused_and_a_reload_takes_good_ones() {
+    let (first, second) = (Receiver::start(), Receiver::start());
+    let watching = watched(first.address, "1h");
+    let server = watching.start();
+    std::fs::write(&watching.alertmanager, "route: {receiver: nobody}\nreceivers: [{name: hook}]\n").unwrap();
+    let reload = || Request::new("POST", "/-/reload").send(server.http).unwrap();
+    let refused = reload();
+    let text = String::from_utf8(refused.body).unwrap();
+    assert_eq!(refused.status, 422, "{text}");
+    assert!(text.contains("alertmanager.yml:1:"), "{text}");
+
+    std::fs::write(&watching.alertmanager, alertmanager(second.address, "1h")).unwrap();
+    assert_eq!(reload().status, 200);
+    let config = || get(&server, "/alertmanager/api/v2/status")["config"]["original"].as_str().unwrap().to_owned();
+    until("the other receiver", HANG, || config().contains(&second.address.to_string()).then_some(()));
+
+    // A server does not start with a file that is wrong, and `godseye check` says the same.
+    let bad = watching.rules.with_file_name("bad.yml");
+    std::fs::write(&bad, "groups:\n- name: g\n  rules:\n  - alert: A\n    expr: up == 0\n").unwrap();
+    let ended = Setup::new().run_to_end(&["--rules", bad.to_str().unwrap()]);
+    assert_eq!(ended.status.code(), Some(78), "{ended}");
+    assert!(ended.log.iter().any(|line| line.contains("bad.yml:5:")), "{ended}");
+    let config = watching.rules.with_file_name("godseye.yaml");
+    std::fs::write(&config, format!("alerting: {{rules: ['{}']}}\n", bad.display())).unwrap();
+    let checked = Command::new(env!("CARGO_BIN_EXE_godseye")).arg("check").arg(&config).output().unwrap();
+    let text = String::from_utf8_lossy(&checked.stderr);
+    assert_eq!(checked.status.code(), Some(78), "{text}");
+    assert!(text.contains("bad.yml:5:"), "{text}");
+}
+
+#[test]
+fn tokens_decide_who_posts_and_who_asks() {
+    let config = "auth: {tokens: [\
+        {token: ingest-token-ingest, tenant: default, scopes: [ingest]},\
+        {token: query-token-query-1, tenant: default, scopes: [query]},\
+        {token: other-token-other-1, tenant: other, scopes: [ingest, query]}]}\n";
+    let watching = watched(Receiver::start().address, "1h");
+    let server = Setup::new().config(config).flag("--slos").flag(watching.slos.to_str().unwrap()).start();
+    let alert = json!([{"labels": {"alertname": "A"}}]).to_string();
+    let rows = [
+        ("POST", "/alertmanager/api/v2/alerts", "ingest-token-ingest", 200),
+        ("POST", "/alertmanager/api/v2/alerts", "query-token-query-1", 403),
+        ("GET", "/alertmanager/api/v2/alerts", "query-token-query-1", 200),
+        ("GET", "/api/v1/alerts", "ingest-token-ingest", 403),
+        ("GET", "/api/v1/slos", "query-token-query-1", 200),
+        ("GET", "/api/v1/slos", "other-token-other-1", 403),
+        ("POST", "/alertmanager/api/v2/alerts", "other-token-other-1", 403),
+        ("GET", "/api/v1/silences", "nobody", 401),
+    ];
+    for (method, path, token, want) in rows {
+        let response = Request::new(method, path)
+            .header("authorization", &format!("Bearer {token}"))
+            .header("content-type", "application/json")
+            .body(if method == "POST" { alert.as_bytes() } else { b"" })
+            .send(server.http)
+            .unwrap();
+        assert_eq!(response.status, want, "{method} {path} {token}: {}", String::from_utf8_lossy(&response.body));
+    }
+    assert!(server.log().iter().all(|line| !line.contains("panicked")));
+}
+
+/// A server and the files it reads.
+struct Kept {
+    server: Server,
+    _files: Watched,
+}
+
+impl Watched {
+    fn start_keeping_files(self) -> Kept {
+        Kept { server: self.start(), _files: self }
+    }
+}
