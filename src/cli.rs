@@ -13,7 +13,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use crate::alerts::files;
 use crate::config::{self, Env, Overrides, Severity};
 use crate::server::ServeError;
-use crate::{client, demo, loadgen, logging, server, tail, trace};
+use crate::{client, demo, loadgen, logging, server, tail, trace, watch};
 
 /// Something went wrong that is neither the usage, the configuration nor the disk.
 const EXIT_FAILURE: u8 = 1;
@@ -47,6 +47,15 @@ enum Command {
     Tail(tail::TailArgs),
     /// Show one trace of a running server as a waterfall
     Trace(trace::TraceArgs),
+    /// What is promised, what was kept, how fast the rest burns
+    #[command(subcommand)]
+    Slo(watch::SloCommand),
+    /// What breaks
+    #[command(subcommand)]
+    Alert(watch::AlertCommand),
+    /// Keep alerts from telling people
+    #[command(subcommand)]
+    Silence(watch::SilenceCommand),
     /// Send telemetry to any OTLP endpoint, as fast as told
     Loadgen(loadgen::LoadgenArgs),
     /// Print a completion script for a shell
@@ -134,6 +143,9 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Query(args) => finish(client::run(&args)),
         Command::Tail(args) => finish(tail::run(&args)),
         Command::Trace(args) => finish(trace::run(&args)),
+        Command::Slo(command) => finish(watch::slo(&command)),
+        Command::Alert(command) => finish(watch::alert(&command)),
+        Command::Silence(command) => finish(watch::silence(&command)),
         Command::Loadgen(args) => finish(loadgen::run(args)),
         Command::Completions { shell } => {
             let mut script = Vec::new();

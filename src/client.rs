@@ -189,7 +189,10 @@ pub(crate) async fn request(
 }
 
 /// The rest of an answer.
-async fn whole(server: &str, answer: http::Response<Incoming>) -> Result<Bytes, ClientError> {
+///
+/// # Errors
+/// [`ClientError::Unreachable`].
+pub(crate) async fn whole(server: &str, answer: http::Response<Incoming>) -> Result<Bytes, ClientError> {
     let unreachable = |detail: String| ClientError::Unreachable { server: server.to_owned(), detail };
     Ok(answer.into_body().collect().await.map_err(|error| unreachable(chain(&error)))?.to_bytes())
 }

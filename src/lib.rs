@@ -16,4 +16,5 @@ pub mod server;
 pub mod tail;
 pub mod terminal;
 pub mod trace;
+pub mod watch;
 pub mod waterfall;

@@ -139,6 +139,7 @@ spec:
   - kind: AlertPolicy
     metadata: {name: fast}
     spec:
+      notificationTargets: []
       conditions:
       - kind: AlertCondition
         metadata: {name: fast, annotations: {godseye/short-window: 5m}}
@@ -198,17 +199,17 @@ fn get(server: &Server, path: &str) -> Value {
     serde_json::from_slice(&response.body).unwrap()
 }
 
-fn silence(server: &Server, matchers: Value) {
-    let silence = json!({
-        "matchers": matchers, "startsAt": "2020-01-01T00:00:00Z", "endsAt": "2099-01-01T00:00:00Z",
-        "createdBy": "test", "comment": "known",
-    });
-    let response = Request::new("POST", "/alertmanager/api/v2/silences")
-        .header("content-type", "application/json")
-        .body(silence.to_string().as_bytes())
-        .send(server.http)
-        .unwrap();
-    assert_eq!(response.status, 200, "{}", String::from_utf8_lossy(&response.body));
+fn post(server: &Server, alerts: &Value) {
+    let request = Request::new("POST", "/alertmanager/api/v2/alerts").header("content-type", "application/json");
+    assert_eq!(request.body(alerts.to_string().as_bytes()).send(server.http).unwrap().status, 200);
+}
+
+/// What the command line prints about a server.
+fn cli(server: &Server, arguments: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_godseye"));
+    let output = command.args(arguments).args(["--server", &server.http.to_string()]).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]
@@ -229,6 +230,13 @@ fn errors_page_once_and_their_end_is_told() {
     let objective = &status["objectives"][0];
     assert!(objective["budget_remaining"].as_f64().unwrap() < 0.0, "{objective}");
     assert_eq!(objective["burn"][0]["long_rate"], 100.0, "all of it bad is a hundred times 1 %: {objective}");
+
+    let shown: Value = serde_json::from_str(&cli(&server.server, &["slo", "status", "--output", "json"])).unwrap();
+    assert_eq!(shown["slos"][0]["objectives"][0]["burn"][0]["verdict"], "burning", "{shown}");
+    let explained = cli(&server.server, &["slo", "explain", "checkout-availability"]);
+    assert!(explained.contains("POST /pay") && explained.contains("100.0 %"), "{explained}");
+    let listed = cli(&server.server, &["alert", "list"]);
+    assert!(listed.contains("SloBurnRate") && listed.contains("firing"), "{listed}");
 
     // kill -9: what fires is known, and nobody is told twice.
     server.server.kill();
@@ -255,7 +263,9 @@ fn rules_alert_and_record_and_a_silence_silences() {
     let receiver = Receiver::start();
     let server = watched(receiver.address, "1s").start_keeping_files();
     let server = &server.server;
-    silence(server, json!([{"name": "service_name", "value": "quiet", "isRegex": false, "isEqual": true}]));
+    let id = cli(server, &["silence", "add", "service_name=quiet", "--comment", "known", "--duration", "2h"]);
+    let listed = cli(server, &["silence", "list"]);
+    assert!(listed.contains(id.trim()) && listed.contains("service_name=quiet"), "{listed}");
     send(server, "rules", 3, true);
     until("an alert of the rule", HANG, || receiver.told("firing", "alertname").into_iter().next());
     let alert = receiver.last("CheckoutErrors");
@@ -271,12 +281,7 @@ fn rules_alert_and_record_and_a_silence_silences() {
         {"labels": {"alertname": "Posted", "service_name": "quiet"}},
         {"labels": {"alertname": "Posted", "service_name": "loud"}},
     ]);
-    let posted = Request::new("POST", "/alertmanager/api/v2/alerts")
-        .header("content-type", "application/json")
-        .body(alerts.to_string().as_bytes())
-        .send(server.http)
-        .unwrap();
-    assert_eq!(posted.status, 200);
+    post(server, &alerts);
     until("the loud one", HANG, || receiver.told("firing", "service_name").into_iter().find(|name| name == "loud"));
     assert!(!receiver.told("firing", "service_name").contains(&"quiet".to_owned()));
     let shown = get(server, "/api/v1/alerts");
@@ -288,6 +293,12 @@ fn rules_alert_and_record_and_a_silence_silences() {
     assert_eq!(get(server, "/api/v1/silences")["silences"][0]["state"], "active");
     let filtered = get(server, "/api/v1/alerts?filter=service_name%3D%22loud%22");
     assert_eq!(filtered["alerts"].as_array().unwrap().len(), 1, "{filtered}");
+    cli(server, &["silence", "expire", id.trim()]);
+    until("what is silenced no longer", HANG, || {
+        receiver.told("firing", "service_name").into_iter().find(|name| name == "quiet")
+    });
+    let history = cli(server, &["alert", "history"]);
+    assert!(history.contains("CheckoutErrors") && history.contains("Posted"), "{history}");
     until("metrics", HANG, || server.metric("godseye_alerting_notifications_total").filter(|sent| *sent > 0.0));
 }
 
@@ -303,10 +314,16 @@ fn bad_files_are_refused_and_a_reload_takes_good_ones() {
     assert_eq!(refused.status, 422, "{text}");
     assert!(text.contains("alertmanager.yml:1:"), "{text}");
 
-    std::fs::write(&watching.alertmanager, alertmanager(second.address, "1h")).unwrap();
+    let other = alertmanager(second.address, "1h")
+        .replace("receiver: hook", "receiver: other")
+        .replace("name: hook", "name: other");
+    std::fs::write(&watching.alertmanager, other).unwrap();
     assert_eq!(reload().status, 200);
     let config = || get(&server, "/alertmanager/api/v2/status")["config"]["original"].as_str().unwrap().to_owned();
-    until("the other receiver", HANG, || config().contains(&second.address.to_string()).then_some(()));
+    until("the other receiver", HANG, || config().contains("other").then_some(()));
+    post(&server, &json!([{"labels": {"alertname": "Moved"}}]));
+    until("a message to it", HANG, || second.told("firing", "alertname").into_iter().next());
+    assert!(first.told("firing", "alertname").is_empty());
 
     // A server does not start with a file that is wrong, and `godseye check` says the same.
     let bad = watching.rules.with_file_name("bad.yml");

@@ -44,7 +44,10 @@ pub(crate) async fn alerting(State(doors): State<Doors>, request: Request) -> Re
         let message = "alerts and SLOs of this server are another tenant's";
         return error(StatusCode::FORBIDDEN, "permission_denied", message, None);
     }
-    let answered = mounted.router.clone().oneshot(request).await;
+    // What this router found in the path is not for the other one, which has names of its own for it.
+    let (mut parts, body) = request.into_parts();
+    parts.extensions.clear();
+    let answered = mounted.router.clone().oneshot(Request::from_parts(parts, body)).await;
     answered.into_response()
 }
 

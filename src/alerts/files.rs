@@ -78,7 +78,7 @@ pub fn read(config: &config::Alerting) -> (Files, Vec<Problem>) {
     let slos = found.of(slo::openslo::read(&pairs(&documents))).map(|documents| documents.slos).unwrap_or_default();
     if routing.is_none() && config.alertmanager_config.is_none() && config.is_on() {
         found.warning(
-            "nobody is told about alerts: they are evaluated, shown and kept; name receivers with \
+            "warning: nobody is told about alerts: they are evaluated, shown and kept; name receivers with \
              --alertmanager-config FILE"
                 .to_owned(),
         );
