@@ -1342,6 +1342,7 @@ impl Service {
         while !stop.is_cancelled() {
             match self.engine.catch_up(&*self.telemetry, self.clock.now()) {
                 Ok(seen) => return Some(seen),
+                Err(_) if stop.is_cancelled() => return None,
                 Err(error) => tracing::error!(%error, "SLOs are not judged until stored telemetry can be read"),
             }
             for _ in 0..CATCH_UP_PAUSES {

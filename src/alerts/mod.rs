@@ -163,16 +163,22 @@ impl Alerts {
         let (notices, posts) = Notices::new(external_url.clone());
         let asker = Asker::new(engine, limits);
         let runtime = tokio::runtime::Handle::current();
+        let [alerting_stop, rules_stop, slos_stop] = [(); 3].map(|()| CancellationToken::new());
         let opening = {
-            let (config, store, notices) = (config.clone(), Arc::clone(&store), notices.clone());
-            let (external_url, runtime) = (external_url.clone(), runtime.clone());
-            move || open(&config, files, store, asker, pipeline, notices, &external_url, runtime)
+            let stored = telemetry::Stored {
+                store: Arc::clone(&store),
+                asker: asker.clone(),
+                runtime: runtime.clone(),
+                stop: slos_stop.clone(),
+            };
+            let (config, notices) = (config.clone(), notices.clone());
+            let external_url = external_url.clone();
+            move || open(&config, files, stored, asker, pipeline, notices, &external_url)
         };
         let opened = tokio::task::spawn_blocking(opening).await;
         let opened = opened.map_err(|error| AlertsError::Opening(error.to_string()))??;
 
         let Opened { alerting, handle, rules, slos, reader } = opened;
-        let [alerting_stop, rules_stop, slos_stop] = [(); 3].map(|()| CancellationToken::new());
         let rerouter = Rerouter { handle: handle.clone(), config: config.alerting.clone(), external_url, runtime };
         let (feed, board) = slos.as_ref().map(|(_, feed, board)| (feed.clone(), board.clone())).unzip();
         if let Some(feed) = &feed {
@@ -212,7 +218,6 @@ impl Alerts {
     }
 
     /// What is answered below `/alertmanager` and `/api/v1`.
-    #[must_use]
     pub fn routes(&self) -> axum::Router {
         self.routes.clone()
     }
@@ -250,16 +255,14 @@ impl Alerts {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "one call, which hands over everything")]
 fn open(
     config: &config::Config,
     files: Files,
-    store: Arc<Store>,
+    stored: telemetry::Stored,
     asker: Asker,
     pipeline: PipelineHandle,
     notices: Notices,
     external_url: &str,
-    runtime: tokio::runtime::Handle,
 ) -> Result<Opened, AlertsError> {
     let (clock, tenant) = (Clock::System, &config.alerting.tenant);
     let Files { routing, groups, slos } = files;
@@ -274,7 +277,7 @@ fn open(
         None
     } else {
         let tools = Tools {
-            ask: Arc::new(asker.clone()),
+            ask: Arc::new(asker),
             record: Arc::new(record::Recorder(pipeline)),
             expand: Arc::new(Expander { external_url: external_url.to_owned() }),
         };
@@ -286,8 +289,7 @@ fn open(
     } else {
         let archive = Archive::open(&path)?;
         let engine = Engine::build(slo::engine::Config::default(), tenant.clone(), slos, archive, clock.now())?;
-        let telemetry = Arc::new(telemetry::Stored { store, asker, runtime });
-        Some(slo::engine::Service::build(engine, telemetry, Box::new(notices), clock))
+        Some(slo::engine::Service::build(engine, Arc::new(stored), Box::new(notices), clock))
     };
     Ok(Opened { alerting, handle, rules, slos, reader: Archive::open(&path)? })
 }

@@ -12,6 +12,7 @@ use slo::engine::{Feed, Telemetry};
 use store::gather::as_table;
 use store::{Observer, Segment, SegmentFile, Store};
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use super::ask::Asker;
 
@@ -34,12 +35,20 @@ pub(super) struct Stored {
     pub(super) asker: Asker,
     /// Where the engine is waited for: the caller's thread may block.
     pub(super) runtime: Handle,
+    /// Told when the server ends: reading days of telemetry must not hold that up.
+    pub(super) stop: CancellationToken,
 }
 
+/// What is answered then.
+const STOPPING: &str = "the server is stopping";
+
 impl Stored {
-    fn segment(table: Table, segment: &Segment, each: &mut dyn FnMut(&RecordBatch)) -> Result<(), String> {
+    fn segment(&self, table: Table, segment: &Segment, each: &mut dyn FnMut(&RecordBatch)) -> Result<(), String> {
         let file = SegmentFile::open(segment.path(), table).map_err(|error| error.to_string())?;
         for batch in file.rows(BATCH_ROWS).map_err(|error| error.to_string())? {
+            if self.stop.is_cancelled() {
+                return Err(STOPPING.to_owned());
+            }
             let batch = batch.map_err(|error| error.to_string())?;
             each(&as_table(file.layout(), &batch).map_err(|error| error.to_string())?);
         }
@@ -63,7 +72,10 @@ impl Telemetry for Stored {
             if meta.max_time < from || meta.min_time >= to {
                 continue;
             }
-            let Err(reason) = Self::segment(table, segment, each) else { continue };
+            let Err(reason) = self.segment(table, segment, each) else { continue };
+            if self.stop.is_cancelled() {
+                return Err(reason);
+            }
             // A damaged file will not be better next time: it is set aside, as queries do, and what could be read counts.
             if self.store.verify(segment) {
                 return Err(format!("segment {}: {reason}", meta.id));
@@ -75,6 +87,11 @@ impl Telemetry for Stored {
     }
 
     fn query(&self, tenant: &TenantId, sql: &str) -> Result<Vec<(Timestamp, f64)>, String> {
-        self.runtime.block_on(self.asker.points(tenant, sql))
+        self.runtime.block_on(async {
+            tokio::select! {
+                points = self.asker.points(tenant, sql) => points,
+                () = self.stop.cancelled() => Err(STOPPING.to_owned()),
+            }
+        })
     }
 }
