@@ -17,7 +17,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 pub use receivers::{
-    Authentication, EmailConfig, Field, HttpConfig, Integration, PagerDutyConfig, Receiver, SlackConfig, WebhookConfig,
+    Authentication, EmailConfig, Field, HttpConfig, Integration, PagerDutyConfig, Receiver, SlackConfig, TlsConfig,
+    WebhookConfig,
 };
 pub use route::{InhibitRule, Route};
 

@@ -137,6 +137,17 @@ pub struct Field {
     pub short: Option<bool>,
 }
 
+/// What of `tls_config` has an effect: for SMTP.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct TlsConfig {
+    /// Certificates in PEM to trust besides those that the world trusts; a file has at most 64 KiB.
+    pub ca: Option<SecretSource>,
+    /// The name that the server's certificate must have, if not its host's.
+    pub server_name: Option<String>,
+    /// Whether any certificate is good.
+    pub insecure_skip_verify: bool,
+}
+
 /// An SMTP destination. Texts are templates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are Alertmanager's, by its names")]
@@ -153,6 +164,7 @@ pub struct EmailConfig {
     pub require_tls: bool,
     /// TLS from the first byte; port 465 means it as well.
     pub implicit_tls: bool,
+    pub tls: TlsConfig,
     pub headers: Vec<(String, String)>,
     pub html: String,
     pub text: String,
@@ -257,6 +269,7 @@ pub(super) struct Defaults {
     smtp_auth_password: Option<SecretSource>,
     smtp_require_tls: bool,
     smtp_implicit_tls: bool,
+    smtp_tls: TlsConfig,
 }
 
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
@@ -280,10 +293,10 @@ impl Defaults {
             smtp_auth_password: fields.secret(reader, "smtp_auth_password", "smtp_auth_password_file"),
             smtp_require_tls: fields.flag(reader, "smtp_require_tls").unwrap_or(true),
             smtp_implicit_tls: fields.flag(reader, "smtp_force_implicit_tls").unwrap_or(false),
+            smtp_tls: read_tls(reader, &mut fields, "smtp_tls_config").unwrap_or_default(),
         };
         fields.ignored(&UNSUPPORTED_GLOBAL);
         fields.ignored(&["wechat_api_secret", "wechat_api_secret_file", "slack_app_url"]);
-        unsupported_parts(reader, &mut fields, &["smtp_tls_config"]);
         // `ignored` secrets are secrets all the same.
         if let Some(super::yaml::Value::Map(entries)) = node.map(|node| &node.value) {
             for (key, value) in entries {
@@ -320,6 +333,24 @@ fn check_url(reader: &mut Reader, path: &str, node: &Node, text: &str) {
         // The address may be a secret: it is not quoted.
         reader.error(path, &node.at, "expected an address such as https://example.com/path");
     }
+}
+
+/// `tls_config` of SMTP, or `None` where it is not there and the global one holds.
+fn read_tls(reader: &mut Reader, fields: &mut Fields<'_>, key: &'static str) -> Option<TlsConfig> {
+    let node = fields.take(key)?;
+    let mut tls = reader.fields(node, &fields.path_of(key));
+    let config = TlsConfig {
+        ca: tls.secret(reader, "ca", "ca_file"),
+        server_name: tls.text(reader, "server_name").filter(|name| !name.is_empty()),
+        insecure_skip_verify: tls.flag(reader, "insecure_skip_verify").unwrap_or(false),
+    };
+    if let Some(node) = tls.take("key") {
+        reader.secrets.push(node.at.bytes.clone());
+    }
+    let parts = ["cert", "cert_file", "cert_ref", "key", "key_file", "key_ref", "ca_ref", "min_version", "max_version"];
+    unsupported_parts(reader, &mut tls, &parts);
+    tls.finish(reader);
+    Some(config)
 }
 
 /// `http_config`, or `None` where it is not there and the global one holds.
@@ -475,6 +506,7 @@ fn read_email(reader: &mut Reader, node: &Node, path: &str, defaults: &Defaults)
             .secret(reader, "auth_password", "auth_password_file")
             .or_else(|| defaults.smtp_auth_password.clone()),
         require_tls: fields.flag(reader, "require_tls").unwrap_or(defaults.smtp_require_tls),
+        tls: read_tls(reader, &mut fields, "tls_config").unwrap_or_else(|| defaults.smtp_tls.clone()),
         headers: fields.pairs(reader, "headers"),
         html: template(reader, &mut fields, "html", r#"{{ template "email.default.html" . }}"#),
         text: template(reader, &mut fields, "text", r#"{{ template "email.default.text" . }}"#),
@@ -494,7 +526,7 @@ fn read_email(reader: &mut Reader, node: &Node, path: &str, defaults: &Defaults)
             reader.problems.push(Problem::warning(&path, &node.at, message));
         }
     }
-    unsupported_parts(reader, &mut fields, &["tls_config", "auth_identity"]);
+    unsupported_parts(reader, &mut fields, &["auth_identity"]);
     fields.finish(reader);
     Some(email)
 }

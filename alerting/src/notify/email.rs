@@ -9,13 +9,13 @@ use std::time::{Duration, UNIX_EPOCH};
 use lettre::message::header::{HeaderName, HeaderValue};
 use lettre::message::{Mailbox, Mailboxes, Message, MultiPart, SinglePart};
 use lettre::transport::smtp::authentication::Credentials;
-use lettre::transport::smtp::client::{Tls, TlsParameters};
+use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
 use lettre::transport::smtp::extension::ClientId;
 use lettre::{AsyncSmtpTransport, AsyncTransport as _, Tokio1Executor};
 use sha2::{Digest as _, Sha256};
 
 use super::{Context, Sent, cut, secret};
-use crate::config::EmailConfig;
+use crate::config::{EmailConfig, TlsConfig};
 use crate::outbox::SendFailure;
 use crate::template::Data;
 
@@ -93,8 +93,7 @@ pub(super) async fn send(context: &Context<'_>, config: &EmailConfig) -> Result<
     };
     let host = host.trim_matches(['[', ']']);
     let port = port.parse().map_err(|_| SendFailure::permanent("`smarthost` has no port"))?;
-    let parameters = TlsParameters::new(host.to_owned())
-        .map_err(|error| SendFailure::permanent(format!("TLS for {host}: {error}")))?;
+    let parameters = tls_parameters(host, &config.tls).await?;
     let tls = match (config.implicit_tls, config.require_tls) {
         (true, _) => Tls::Wrapper(parameters),
         (false, true) => Tls::Required(parameters),
@@ -115,16 +114,51 @@ pub(super) async fn send(context: &Context<'_>, config: &EmailConfig) -> Result<
     }
     match transport.build().send(message).await {
         Ok(_) => Ok(Sent::default()),
-        Err(error) => {
-            let mut reason = error.to_string();
-            if let Some(source) = std::error::Error::source(&error) {
-                reason = format!("{reason}: {source}");
-            }
-            Err(SendFailure {
-                message: format!("{host}: {reason}"),
-                retryable: !error.is_permanent(),
-                retry_after: None,
-            })
-        }
+        Err(error) => Err(failure(host, &error)),
     }
+}
+
+async fn tls_parameters(host: &str, config: &TlsConfig) -> Result<TlsParameters, SendFailure> {
+    let bad = |error: &dyn std::fmt::Display| SendFailure::permanent(format!("TLS for {host}: {error}"));
+    let name = config.server_name.clone().unwrap_or_else(|| host.to_owned());
+    let mut builder = TlsParameters::builder(name).dangerous_accept_invalid_certs(config.insecure_skip_verify);
+    if let Some(source) = &config.ca {
+        let pem = secret(source).await?;
+        if !pem.expose().contains("-----BEGIN CERTIFICATE-----") {
+            return Err(bad(&"`ca` or `ca_file` has no certificate in PEM"));
+        }
+        let certificate = Certificate::from_pem(pem.expose().as_bytes()).map_err(|error| bad(&error))?;
+        builder = builder.add_root_certificate(certificate);
+    }
+    builder.build().map_err(|error| bad(&error))
+}
+
+/// What a failure means. That a server offers no TLS, or has a certificate that is not trusted, is healed by
+/// somebody who changes a configuration, and who must hear of it now, not when time has run out.
+fn failure(host: &str, error: &lettre::transport::smtp::Error) -> SendFailure {
+    let mut reason = error.to_string();
+    let mut certificate = false;
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        let text = inner.to_string();
+        if !reason.contains(&text) {
+            reason = format!("{reason}: {text}");
+        }
+        let tls = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        certificate |= tls.is_some_and(|tls| {
+            matches!(
+                tls.downcast_ref(),
+                Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)
+            )
+        });
+        source = inner.source();
+    }
+    if error.is_client() && reason.contains("STARTTLS") {
+        reason = format!("{reason}; only with `require_tls: false` is it sent without TLS");
+    }
+    if certificate {
+        reason = format!("{reason}; `tls_config` says whom else to trust (`ca_file`, `server_name`)");
+    }
+    let permanent = error.is_permanent() || error.is_client() || certificate;
+    SendFailure { message: format!("{host}: {reason}"), retryable: !permanent, retry_after: None }
 }

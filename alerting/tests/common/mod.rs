@@ -4,6 +4,8 @@
 //! time against Alertmanager itself (`alertmanager.rs`).
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod running;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
