@@ -10,7 +10,7 @@
 CACHE ?= $(HOME)/.cache/godseye
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 export GODSEYE_CLIENTS_VENV ?= $(CACHE)/clients
-# Debian's Alertmanager, which a test fetches once and compares with.
+# Debian's Alertmanager and Prometheus, which tests fetch once.
 export GODSEYE_REAL_PARTS ?= $(CACHE)/parts
 # The examples of the OTLP specification; their test says so where they are absent.
 export GODSEYE_OTLP_EXAMPLES ?= $(wildcard $(abspath ../shared/data/otlp-examples/examples))

@@ -1,8 +1,7 @@
 //! The scripts in real time against Debian's Alertmanager and against ours: both are posted the same at
 //! the same moments, and their receivers must get the same.
 //!
-//! The package is fetched once into `GODSEYE_REAL_PARTS` (default `~/.cache/godseye/parts`). Where it
-//! cannot be had the test says so and passes. Not here: anything Alertmanager does not do.
+//! Where the package cannot be had the test says so and passes. Not here: anything Alertmanager does not do.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -10,7 +9,7 @@ mod common;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,11 +22,11 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Path as UrlPath, State};
 use axum::routing::post;
+use common::debian::{self, Process, request};
 use common::{Action, Script};
 use model::time::{Clock, Timestamp};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 const PACKAGE: &str = "prometheus-alertmanager";
@@ -56,51 +55,7 @@ fn relocate(unpacked: &Path) -> std::io::Result<()> {
 
 /// Alertmanager's binary, fetched if it is not there yet.
 fn binary() -> Result<PathBuf, String> {
-    let folder = match std::env::var_os("GODSEYE_REAL_PARTS") {
-        Some(folder) => PathBuf::from(folder),
-        None => PathBuf::from(std::env::var_os("HOME").ok_or("HOME is not set")?).join(".cache/godseye/parts"),
-    };
-    let unpacked = folder.join(PACKAGE);
-    let binary = unpacked.join(RELOCATED);
-    if binary.is_file() {
-        return Ok(binary);
-    }
-    let download = tempfile::tempdir().map_err(|error| error.to_string())?;
-    let run = |command: &mut Command| -> Result<(), String> {
-        let output = command.current_dir(download.path()).output().map_err(|error| format!("{command:?}: {error}"))?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        output.status.success().then_some(()).ok_or(format!("{command:?}: {said}"))
-    };
-    run(Command::new("apt-get").args(["download", PACKAGE]))?;
-    let package = std::fs::read_dir(download.path())
-        .map_err(|error| error.to_string())?
-        .filter_map(|file| Some(file.ok()?.path()))
-        .find(|file| file.extension().is_some_and(|extension| extension == "deb"))
-        .ok_or("apt-get downloaded no package")?;
-    // Unpacked beside its place and renamed, so that a half-unpacked one is never used.
-    std::fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
-    let beside = tempfile::tempdir_in(&folder).map_err(|error| error.to_string())?;
-    run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(beside.path()))?;
-    relocate(beside.path()).map_err(|error| format!("{PACKAGE} cannot be relocated: {error}"))?;
-    if !binary.is_file() {
-        drop(std::fs::remove_dir_all(&unpacked));
-        drop(std::fs::rename(beside.path(), &unpacked));
-    }
-    if binary.is_file() { Ok(binary) } else { Err(format!("{} is not in the package", binary.display())) }
-}
-
-async fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> Result<(u16, String), std::io::Error> {
-    let mut socket = TcpStream::connect(address).await?;
-    let length = body.len();
-    let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
-    );
-    socket.write_all(format!("{head}{body}").as_bytes()).await?;
-    let mut text = Vec::new();
-    socket.read_to_end(&mut text).await?;
-    let text = String::from_utf8_lossy(&text).into_owned();
-    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
-    Ok((status, text.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_owned())))
+    debian::unpacked(PACKAGE, RELOCATED, relocate)
 }
 
 type Got = Arc<Mutex<Vec<(String, Value)>>>;
@@ -116,16 +71,6 @@ async fn receiver() -> (SocketAddr, Got) {
     let router = Router::new().route("/{receiver}", post(keep)).with_state(Arc::clone(&got));
     tokio::spawn(async move { axum::serve(listener, router).await });
     (address, got)
-}
-
-/// A process that ends with the test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
 }
 
 async fn real(binary: &Path, folder: &Path, script: &Script, base: &str) -> (Process, SocketAddr) {

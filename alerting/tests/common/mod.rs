@@ -4,6 +4,7 @@
 //! time against Alertmanager itself (`alertmanager.rs`).
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod debian;
 pub(crate) mod running;
 
 use std::collections::BTreeMap;
