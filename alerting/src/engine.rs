@@ -12,16 +12,17 @@ use sha2::{Digest as _, Sha256};
 
 use crate::alert::{Alert, PostedAlert};
 use crate::config::{Config, Integration};
+use crate::digest::{self, Collected, DailyTime};
 use crate::dispatch::{self, ChannelState, Group, LogEntry, Member};
 use crate::error::AlertingError;
 use crate::inhibition::Inhibitor;
 use crate::instant::nanos;
 use crate::labels::{ALERT_NAME, Fingerprint, LabelSet};
 use crate::matcher::{self, Matcher};
-use crate::notification::Notification;
+use crate::notification::{Notification, Reason};
 use crate::notify::channel_name;
 use crate::outbox::{self, AfterFailure, SendFailure};
-use crate::repository::{Changes, Delivery, GroupRow, HistoryEvent, OutboxCounts, Repository};
+use crate::repository::{Changes, Delivery, DigestRow, GroupRow, HistoryEvent, OutboxCounts, Repository};
 use crate::routing::Tree;
 use crate::silence::{Change, Silence, SilenceState};
 
@@ -69,6 +70,7 @@ type GroupId = (usize, LabelSet);
 struct Channel {
     name: String,
     send_resolved: bool,
+    digest: Option<DailyTime>,
 }
 
 /// An alert as the API shows it.
@@ -169,6 +171,8 @@ pub struct Engine {
     inhibitor: Inhibitor,
     silences: BTreeMap<String, Silence>,
     log: HashMap<(String, String), LogEntry>,
+    /// What channels have collected for their digests.
+    digests: BTreeMap<String, Collected>,
     last_step: Timestamp,
     alive_written: Timestamp,
     cleaned_at: Timestamp,
@@ -180,6 +184,7 @@ fn channels_of(config: &Config) -> HashMap<String, Vec<Channel>> {
     let channel = |receiver: &str, index: usize, integration: &Integration| Channel {
         name: channel_name(receiver, integration, index),
         send_resolved: integration.send_resolved(),
+        digest: integration.digest().cloned(),
     };
     config
         .receivers
@@ -212,6 +217,7 @@ impl Engine {
             schedule: BTreeSet::new(),
             silences: BTreeMap::new(),
             log: HashMap::new(),
+            digests: BTreeMap::new(),
             last_step: now,
             alive_written: now,
             cleaned_at: now,
@@ -243,6 +249,7 @@ impl Engine {
         }
         self.silences = loaded.silences.into_iter().map(|silence| (silence.id.clone(), silence)).collect();
         self.log = loaded.log.into_iter().map(|(group, channel, entry)| ((group, channel), entry)).collect();
+        self.digests = loaded.digests;
         let known: HashMap<(String, LabelSet), (Timestamp, bool)> =
             loaded.groups.into_iter().map(|row| ((row.route, row.labels), (row.next_flush_at, row.flushed))).collect();
         self.place_alerts(&known, now);
@@ -465,11 +472,48 @@ impl Engine {
         self.alerts.insert(fingerprint, after);
     }
 
-    /// When the engine has something to do next: a group to look at, or to note that it runs.
+    /// When the engine has something to do next: a group to look at, a digest to send, or to note that it runs.
     #[must_use]
     pub fn next_step_at(&self) -> Timestamp {
         let alive = self.alive_written.plus_nanos(ALIVE_INTERVAL_NANOS);
-        self.schedule.first().map_or(alive, |(at, ..)| (*at).min(alive))
+        let digests = self.digests.iter().map(|(channel, collected)| self.digest_due(channel, collected));
+        let group = self.schedule.first().map(|(at, ..)| *at);
+        digests.chain(group).min().map_or(alive, |at| at.min(alive))
+    }
+
+    fn digest_due(&self, channel: &str, collected: &Collected) -> Timestamp {
+        let known = self.channels.values().flatten().find(|known| known.name == channel);
+        digest::due(collected, known.and_then(|known| known.digest.as_ref()))
+    }
+
+    /// Makes a message of what each channel has collected whose time has come.
+    fn send_digests(&mut self, now: Timestamp) -> Result<(), AlertingError> {
+        let due: Vec<String> = self
+            .digests
+            .iter()
+            .filter(|(channel, collected)| self.digest_due(channel, collected) <= now)
+            .map(|(channel, _)| channel.clone())
+            .collect();
+        for channel in due {
+            let (receiver, alerts) = self.repository.digest(&channel)?;
+            let (alerts, left_out) = digest::told(alerts);
+            let group_key = format!("digest:{channel}");
+            let message = Notification {
+                key: message_key(&group_key, &channel, now),
+                channel: channel.clone(),
+                receiver,
+                group_key,
+                group_labels: LabelSet::default(),
+                alerts,
+                reason: Reason::Digest,
+                left_out,
+                at: now.0,
+            };
+            self.digests.remove(&channel);
+            let changes = Changes { outbox: vec![message], digests_gone: vec![channel], ..Changes::default() };
+            self.commit(changes, now)?;
+        }
+        Ok(())
     }
 
     /// Looks at every group whose time has come.
@@ -502,6 +546,7 @@ impl Engine {
             }
         }
         self.commit(changes, now)?;
+        self.send_digests(now)?;
         if failing_since.is_some() {
             self.failing_since = None;
         }
@@ -558,9 +603,13 @@ impl Engine {
 
         let mut changes = Changes::default();
         for decision in decisions {
-            let channel = &channels[decision.channel].name;
+            let Channel { name: channel, digest, .. } = &channels[decision.channel];
             changes.log.push((group_key.clone(), channel.clone(), decision.entry));
-            if !decision.alerts.is_empty() {
+            if digest.is_some() {
+                let (channel, receiver) = (channel.clone(), route.receiver.clone());
+                let row = |alert| DigestRow { channel: channel.clone(), receiver: receiver.clone(), since: now, alert };
+                changes.digests.extend(decision.alerts.into_iter().map(row));
+            } else if !decision.alerts.is_empty() {
                 changes.outbox.push(Notification {
                     key: message_key(&group_key, channel, now),
                     channel: channel.clone(),
@@ -569,6 +618,7 @@ impl Engine {
                     group_labels: id.1.clone(),
                     alerts: decision.alerts,
                     reason: decision.reason,
+                    left_out: 0,
                     at: now.0,
                 });
             }
@@ -609,6 +659,11 @@ impl Engine {
         }
         for (group_key, channel, entry) in &changes.log {
             self.log.insert((group_key.clone(), channel.clone()), entry.clone());
+        }
+        for row in &changes.digests {
+            let new = || Collected { since: now, alerts: BTreeSet::new() };
+            let collected = self.digests.entry(row.channel.clone()).or_insert_with(new);
+            collected.alerts.insert(row.alert.labels.fingerprint());
         }
         self.schedule.remove(&(earlier, id.0, id.1.clone()));
         if after.members.is_empty() {

@@ -93,7 +93,12 @@ impl TimeRange {
     }
 }
 
-fn minute_of(text: &str) -> Result<i32, String> {
+/// Reads a time of the day, in minutes since midnight. 24:00 is one.
+///
+/// # Errors
+///
+/// When it is none.
+pub fn parse_minute(text: &str) -> Result<i32, String> {
     let bad = || format!("{text:?} is no time of the day: expected HH:MM from 00:00 to 24:00");
     let (hours, minutes) = text.split_once(':').ok_or_else(bad)?;
     if hours.len() != 2 || minutes.len() != 2 {
@@ -112,7 +117,7 @@ fn minute_of(text: &str) -> Result<i32, String> {
 ///
 /// When one is no time, or the end is not after the start.
 pub fn parse_minutes(start: &str, end: &str) -> Result<(i32, i32), String> {
-    let (from, to) = (minute_of(start)?, minute_of(end)?);
+    let (from, to) = (parse_minute(start)?, parse_minute(end)?);
     if from >= to {
         return Err(format!("{start} is not before {end}: a range that passes midnight is two ranges"));
     }

@@ -7,6 +7,7 @@
 pub mod alert;
 pub mod api;
 pub mod config;
+pub mod digest;
 pub mod dispatch;
 pub mod engine;
 pub mod error;

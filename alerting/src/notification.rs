@@ -44,6 +44,8 @@ pub enum Reason {
     NewResolved,
     /// Nothing changed for the repeat interval.
     Repeat,
+    /// The time of a digest has come.
+    Digest,
 }
 
 impl Reason {
@@ -56,6 +58,7 @@ impl Reason {
             Self::AllResolved => "all_resolved",
             Self::NewResolved => "new_resolved",
             Self::Repeat => "repeat",
+            Self::Digest => "digest",
         }
     }
 }
@@ -110,6 +113,9 @@ pub struct Notification {
     pub alerts: Vec<ToldAlert>,
     /// Why it is sent.
     pub reason: Reason,
+    /// Alerts that are not among them, and only counted.
+    #[serde(default)]
+    pub left_out: u64,
     /// When it was decided, nanoseconds since the epoch.
     pub at: i64,
 }

@@ -5,7 +5,7 @@
 //! `synchronous=FULL` they survive power loss. The tenant is part of every key (I13). Not here: any
 //! decision.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,11 +13,12 @@ use model::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 
 use crate::alert::Alert;
+use crate::digest::Collected;
 use crate::dispatch::LogEntry;
 use crate::error::AlertingError;
 use crate::labels::{Fingerprint, LabelSet};
 use crate::matcher::{Matcher, MatcherJson};
-use crate::notification::Notification;
+use crate::notification::{Notification, ToldAlert};
 use crate::outbox::Waiting;
 use crate::silence::Silence;
 
@@ -32,7 +33,8 @@ const WAITING_PER_CHANNEL: i64 = 256;
 const ERROR_BYTES_MAX: usize = 1_024;
 
 /// Each migration raises `user_version` by one. Released ones never change (I12).
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE meta (
         tenant TEXT NOT NULL,
         name   TEXT NOT NULL,
@@ -113,7 +115,19 @@ const MIGRATIONS: &[&str] = &["
         at        INTEGER NOT NULL,
         PRIMARY KEY (tenant, channel, group_key)
     ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    CREATE TABLE digests (
+        tenant      TEXT NOT NULL,
+        channel     TEXT NOT NULL,
+        fingerprint INTEGER NOT NULL,
+        since       INTEGER NOT NULL,
+        receiver    TEXT NOT NULL,
+        payload     TEXT NOT NULL,
+        PRIMARY KEY (tenant, channel, fingerprint)
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 /// An event of an alert's history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,8 +183,25 @@ pub struct Changes {
     pub log_gone: Vec<(String, String)>,
     /// Messages to be sent.
     pub outbox: Vec<Notification>,
+    /// Alerts that channels collect for their digest, each in the place of what it was.
+    pub digests: Vec<DigestRow>,
+    /// Channels whose collection is now a message.
+    pub digests_gone: Vec<String>,
     /// When the process was last known to run.
     pub alive_at: Option<Timestamp>,
+}
+
+/// An alert as it waits for a digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DigestRow {
+    /// The channel.
+    pub channel: String,
+    /// The receiver's name.
+    pub receiver: String,
+    /// When it came; the row in its place keeps the time of the first.
+    pub since: Timestamp,
+    /// The alert.
+    pub alert: ToldAlert,
 }
 
 impl Changes {
@@ -187,6 +218,8 @@ impl Changes {
         self.log.append(&mut later.log);
         self.log_gone.append(&mut later.log_gone);
         self.outbox.append(&mut later.outbox);
+        self.digests.append(&mut later.digests);
+        self.digests_gone.append(&mut later.digests_gone);
         self.alive_at = later.alive_at.or(self.alive_at);
     }
 
@@ -204,6 +237,8 @@ impl Changes {
             log,
             log_gone,
             outbox,
+            digests,
+            digests_gone,
             alive_at,
         } = self;
         alerts.is_empty()
@@ -216,6 +251,8 @@ impl Changes {
             && log.is_empty()
             && log_gone.is_empty()
             && outbox.is_empty()
+            && digests.is_empty()
+            && digests_gone.is_empty()
             && alive_at.is_none()
     }
 }
@@ -231,6 +268,8 @@ pub struct Loaded {
     pub silences: Vec<Silence>,
     /// The notification log: group key, channel, entry.
     pub log: Vec<(String, String, LogEntry)>,
+    /// What channels have collected for their digests.
+    pub digests: BTreeMap<String, Collected>,
     /// When the last process was last known to run.
     pub alive_at: Option<Timestamp>,
 }
@@ -424,6 +463,20 @@ impl Repository {
             loaded.log.push((group_key, channel, entry));
         }
 
+        let mut statement = self
+            .connection
+            .prepare("SELECT channel, fingerprint, since FROM digests WHERE tenant = ?1")
+            .map_err(error("list digests"))?;
+        let mut rows = statement.query([tenant]).map_err(error("list digests"))?;
+        while let Some(row) = rows.next().map_err(error("list digests"))? {
+            let (channel, fingerprint, since): (String, i64, i64) = row.try_into().map_err(error("list digests"))?;
+            let since = Timestamp(since);
+            let collected =
+                loaded.digests.entry(channel).or_insert_with(|| Collected { since, alerts: BTreeSet::new() });
+            collected.since = collected.since.min(since);
+            collected.alerts.insert(Fingerprint(fingerprint.cast_unsigned()));
+        }
+
         loaded.alive_at = self
             .connection
             .query_row("SELECT value FROM meta WHERE tenant = ?1 AND name = 'alive_at'", [tenant], |row| row.get(0))
@@ -446,6 +499,26 @@ impl Repository {
         let transaction = begin(&mut self.connection)?;
         write(&transaction, &tenant, changes).map_err(AlertingError::database("write a change"))?;
         transaction.commit().map_err(AlertingError::database("commit a change"))
+    }
+
+    /// What a channel has collected for its digest: the receiver's name and the alerts.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read or holds what this program does not write.
+    pub fn digest(&self, channel: &str) -> Result<(String, Vec<ToldAlert>), AlertingError> {
+        let error = AlertingError::database;
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT receiver, payload FROM digests WHERE tenant = ?1 AND channel = ?2")
+            .map_err(error("read a digest"))?;
+        let mut rows = statement.query(params![self.tenant, channel]).map_err(error("read a digest"))?;
+        let (mut receiver, mut alerts) = (String::new(), Vec::new());
+        while let Some(row) = rows.next().map_err(error("read a digest"))? {
+            receiver = row.get(0).map_err(error("read a digest"))?;
+            alerts.push(self.parse(&row.get::<_, String>(1).map_err(error("read a digest"))?)?);
+        }
+        Ok((receiver, alerts))
     }
 
     /// Waiting messages in the order of their ids.
@@ -781,6 +854,27 @@ fn write(transaction: &Transaction<'_>, tenant: &str, changes: &Changes) -> Resu
                 json(notification)
             ])?;
     }
+    for row in &changes.digests {
+        transaction
+            .prepare_cached(
+                "INSERT INTO digests (tenant, channel, fingerprint, since, receiver, payload)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                 ON CONFLICT DO UPDATE SET receiver = excluded.receiver, payload = excluded.payload",
+            )?
+            .execute(params![
+                tenant,
+                row.channel,
+                signed(row.alert.labels.fingerprint()),
+                row.since.0,
+                row.receiver,
+                json(&row.alert)
+            ])?;
+    }
+    for channel in &changes.digests_gone {
+        transaction
+            .prepare_cached("DELETE FROM digests WHERE tenant = ?1 AND channel = ?2")?
+            .execute(params![tenant, channel])?;
+    }
     if let Some(at) = changes.alive_at {
         transaction
             .prepare_cached(
@@ -809,6 +903,7 @@ mod tests {
             group_labels: LabelSet::default(),
             alerts: Vec::new(),
             reason: Reason::First,
+            left_out: 0,
             at: number,
         };
         let mut repository = Repository::open(&path, "one").unwrap();

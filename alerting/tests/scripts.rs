@@ -49,6 +49,10 @@ impl World {
             .iter()
             .filter_map(|(name, options)| Some((name.clone(), options.strip_prefix("max_alerts: ")?.parse().ok()?)))
             .collect();
+        Self::of(config, max_alerts)
+    }
+
+    fn of(config: config::Config, max_alerts: HashMap<String, u64>) -> Self {
         let mut world = Self {
             folder: tempfile::tempdir().unwrap(),
             config,
@@ -421,6 +425,79 @@ fn another_configuration_keeps_what_was_told() {
     world.engine().reconfigure(config::parse(text).config.unwrap(), now).unwrap();
     world.advance(100.0);
     assert_eq!(world.told[1..], ["other firing {}:{alertname=\"A\"} A:firing"], "who was never told is told");
+}
+
+const DEFAULT_ROUTES: &str = "
+global: {resolve_timeout: 1y, smtp_from: g@example.org, smtp_smarthost: 'localhost:25'}
+receivers:
+- {name: page, webhook_configs: [{url: 'http://127.0.0.1:1/'}]}
+- {name: team, webhook_configs: [{url: 'http://127.0.0.1:1/'}]}
+- {name: digest, email_configs: [{to: a@example.com, digest: '08:00'}]}
+";
+
+#[test]
+fn information_waits_for_the_digest_of_the_day() {
+    for restarts in [false, true] {
+        let mut world = World::of(config::parse(DEFAULT_ROUTES).config.unwrap(), HashMap::new());
+        let labels = |name: &str, severity: &str| -> LabelSet {
+            [("alertname", name), ("severity", severity)].into_iter().collect()
+        };
+        // It is 22:13 in UTC.
+        for (name, severity) in [("A", "info"), ("B", "warning"), ("C", "critical"), ("D", "info"), ("E", "")] {
+            world.act(&Action::Fire(labels(name, severity), 0.0));
+        }
+        world.advance(40.0);
+        let at_once = [
+            "page firing {}/{severity=\"critical\"}:{alertname=\"C\"} C/critical:firing",
+            "team firing {}:{alertname=\"B\"} B/warning:firing",
+            "team firing {}:{alertname=\"E\"} E:firing",
+        ];
+        world.told.sort();
+        assert_eq!(world.told, at_once);
+        world.act(&Action::Resolve(labels("A", "info")));
+        world.advance(400.0);
+        let leap_to = |world: &mut World, at: Timestamp| {
+            if restarts {
+                world.engine = None;
+            }
+            world.now = at;
+            if restarts {
+                world.start();
+            }
+            world.advance(30.0);
+        };
+        let eight = Timestamp(1_700_035_200 * SECOND);
+        leap_to(&mut world, eight.plus_nanos(-60 * SECOND));
+        let digests = |world: &World| -> Vec<String> {
+            world.told.iter().filter(|line| line.starts_with("digest ")).cloned().collect()
+        };
+        assert!(digests(&world).is_empty(), "{:?}", world.told);
+        world.advance(60.0);
+        let first = "digest firing digest:digest/email/0 D/info:firing A/info:resolved";
+        assert_eq!(digests(&world), [first]);
+        // Nothing new came: what fires on is told once more on the next day, and what was over is not.
+        for hours in [5, 10, 15, 20] {
+            leap_to(&mut world, eight.plus_nanos(hours * 3_600 * SECOND));
+            world.advance(600.0);
+        }
+        leap_to(&mut world, eight.plus_nanos(24 * 3_600 * SECOND));
+        assert_eq!(digests(&world), [first, "digest firing digest:digest/email/0 D/info:firing"]);
+        let distinct: HashSet<&String> = world.keys.iter().collect();
+        assert_eq!(distinct.len(), world.keys.len());
+    }
+}
+
+#[test]
+fn a_digest_that_is_taken_out_of_the_configuration_is_sent() {
+    let mut world = World::of(config::parse(DEFAULT_ROUTES).config.unwrap(), HashMap::new());
+    world.act(&Action::Fire([("alertname", "A"), ("severity", "info")].into_iter().collect(), 0.0));
+    world.advance(60.0);
+    assert!(world.told.is_empty());
+    let now = world.now;
+    let config = config::parse(&DEFAULT_ROUTES.replace(", digest: '08:00'", "")).config.unwrap();
+    world.engine().reconfigure(config, now).unwrap();
+    world.advance(1.0);
+    assert_eq!(world.told, ["digest firing digest:digest/email/0 A/info:firing"]);
 }
 
 #[test]

@@ -166,6 +166,24 @@ pub fn parse(text: &str) -> Parsed {
     Parsed { config, problems }
 }
 
+/// The tree of a file that has none, by the names of its receivers: what is critical pages (`page`), what is for
+/// information waits for the digest (`digest`), and everything else is told to the team (`team`, which must be there).
+/// Alertmanager refuses such a file, so no file of Alertmanager's means anything else here.
+#[must_use]
+pub fn default_route(receivers: &[String]) -> Option<String> {
+    let has = |name: &str| receivers.iter().any(|receiver| receiver == name);
+    if !has("team") {
+        return None;
+    }
+    let mut text = "# There is no `route`: this is the default one.\nroute:\n  receiver: team\n  group_by: [alertname, service]\n  routes:\n".to_owned();
+    for (severity, receiver) in [("critical", "page"), ("info", "digest")] {
+        if has(receiver) {
+            text.push_str(&format!("  - matchers: ['severity=\"{severity}\"']\n    receiver: {receiver}\n"));
+        }
+    }
+    Some(text)
+}
+
 /// Everything to be said about a configuration's text, `godseye check`'s part of it.
 #[must_use]
 pub fn check(text: &str) -> Vec<Problem> {
@@ -196,10 +214,18 @@ fn read(reader: &mut reader::Reader, root: &yaml::Node, text: &str) -> Option<Co
         interval_names.push(interval.name.clone());
     }
     let known = route::Known { receivers: &names, intervals: &interval_names };
-    let route = match top.take("route") {
-        Some(node) => route::read(reader, node, "route", &known, 0),
-        None => {
-            reader.error("", &root.at, "`route` is missing: expected a tree of routes with a receiver at its root");
+    let route_node = top.take("route");
+    let default_text = if route_node.is_none() { default_route(&names) } else { None };
+    let default_root = default_text.as_deref().and_then(|text| yaml::parse(text).ok().flatten());
+    let route = match (route_node, &default_root) {
+        (Some(node), _) => route::read(reader, node, "route", &known, 0),
+        (None, Some(root)) => {
+            let mut fields = reader.fields(root, "");
+            fields.take("route").and_then(|node| route::read(reader, node, "route", &known, 0))
+        }
+        (None, None) => {
+            let message = "`route` is missing: expected a tree of routes with a receiver at its root, or a receiver of the name `team` for the default one";
+            reader.error("", &root.at, message);
             None
         }
     };
@@ -213,7 +239,7 @@ fn read(reader: &mut reader::Reader, root: &yaml::Node, text: &str) -> Option<Co
         time_intervals: time_intervals.into_iter().map(|(interval, ..)| interval).collect(),
         receivers: receivers.drain(..).map(|(receiver, ..)| receiver).collect(),
         templates,
-        masked: mask(text, &reader.secrets),
+        masked: mask(text, &reader.secrets) + &default_text.map_or(String::new(), |text| format!("\n{text}")),
     })
 }
 

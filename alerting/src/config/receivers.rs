@@ -8,6 +8,8 @@ use std::time::Duration;
 use super::Problem;
 use super::reader::{Fields, Reader};
 use super::yaml::{Node, Place};
+use crate::digest::DailyTime;
+use crate::interval;
 use crate::secret::{Secret, SecretSource};
 use crate::template::Templates;
 
@@ -62,6 +64,15 @@ impl Integration {
             Self::PagerDuty(pagerduty) => pagerduty.send_resolved,
             Self::Webhook(webhook) => webhook.send_resolved,
             Self::Unsupported { send_resolved, .. } => *send_resolved,
+        }
+    }
+
+    /// When what is to be told is told, if not at once.
+    #[must_use]
+    pub fn digest(&self) -> Option<&DailyTime> {
+        match self {
+            Self::Email(email) => email.digest.as_ref(),
+            _ => None,
         }
     }
 }
@@ -168,6 +179,8 @@ pub struct EmailConfig {
     pub headers: Vec<(String, String)>,
     pub html: String,
     pub text: String,
+    /// Messages are collected and sent as one at this time of every day. This key is ours.
+    pub digest: Option<DailyTime>,
 }
 
 /// A PagerDuty service. Texts are templates.
@@ -475,6 +488,25 @@ fn template(reader: &mut Reader, fields: &mut Fields<'_>, key: &'static str, def
     text
 }
 
+/// `digest`: a time of the day in UTC, or a mapping of `at` and `location`.
+fn read_digest(reader: &mut Reader, fields: &mut Fields<'_>) -> Option<DailyTime> {
+    let node = fields.take("digest")?;
+    let path = fields.path_of("digest");
+    let (at, location) = match &node.value {
+        super::yaml::Value::Scalar(..) => (reader.text(node, &path)?, String::new()),
+        _ => {
+            let mut digest = reader.fields(node, &path);
+            let (at, location) = (digest.required(reader, "at"), digest.text(reader, "location"));
+            digest.finish(reader);
+            (at?, location.unwrap_or_default())
+        }
+    };
+    let minute = interval::parse_minute(&at).map_err(|message| reader.error(&path, &node.at, message)).ok()?;
+    let zone = interval::parse_location(&location).map_err(|message| reader.error(&path, &node.at, message)).ok()?;
+    // 24:00 is the midnight that ends the day.
+    Some(DailyTime { minute: minute % 1_440, zone })
+}
+
 fn read_email(reader: &mut Reader, node: &Node, path: &str, defaults: &Defaults) -> Option<EmailConfig> {
     let mut fields = reader.fields(node, path);
     let to = fields.required(reader, "to");
@@ -494,8 +526,16 @@ fn read_email(reader: &mut Reader, node: &Node, path: &str, defaults: &Defaults)
         }
     }
     let implicit = fields.flag(reader, "force_implicit_tls").unwrap_or(defaults.smtp_implicit_tls);
+    let digest = read_digest(reader, &mut fields);
+    // Who reads of the day wants to know what is over.
+    let templates = if digest.is_some() { "digest" } else { "default" };
+    let default = |part: &str| format!("{{{{ template \"email.{templates}.{part}\" . }}}}");
+    let mut headers = fields.pairs(reader, "headers");
+    if digest.is_some() && !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("subject")) {
+        headers.push(("Subject".to_owned(), default("subject")));
+    }
     let email = EmailConfig {
-        send_resolved: fields.flag(reader, "send_resolved").unwrap_or(false),
+        send_resolved: fields.flag(reader, "send_resolved").unwrap_or(digest.is_some()),
         to: to.unwrap_or_default(),
         from: from.unwrap_or_default(),
         hello: fields.text(reader, "hello").unwrap_or_else(|| defaults.smtp_hello.clone()),
@@ -507,9 +547,10 @@ fn read_email(reader: &mut Reader, node: &Node, path: &str, defaults: &Defaults)
             .or_else(|| defaults.smtp_auth_password.clone()),
         require_tls: fields.flag(reader, "require_tls").unwrap_or(defaults.smtp_require_tls),
         tls: read_tls(reader, &mut fields, "tls_config").unwrap_or_else(|| defaults.smtp_tls.clone()),
-        headers: fields.pairs(reader, "headers"),
-        html: template(reader, &mut fields, "html", r#"{{ template "email.default.html" . }}"#),
-        text: template(reader, &mut fields, "text", r#"{{ template "email.default.text" . }}"#),
+        headers,
+        html: template(reader, &mut fields, "html", &default("html")),
+        text: template(reader, &mut fields, "text", &default("text")),
+        digest,
     };
     for (name, _) in &email.headers {
         if http::HeaderName::try_from(name.as_str()).is_err() {

@@ -170,6 +170,68 @@ mystery: 1
 }
 
 #[test]
+fn a_file_without_route_routes_by_severity_if_its_receivers_say_so() {
+    let config = |names: &[&str]| {
+        let receivers: Vec<String> =
+            names.iter().map(|name| format!("{{name: {name}, webhook_configs: [{{url: 'http://x/pa55'}}]}}")).collect();
+        parse(&format!("receivers: [{}]", receivers.join(", ")))
+    };
+    for (names, want) in [
+        (&["team"][..], &[][..]),
+        (&["page", "team"], &[("severity=\"critical\"", "page")]),
+        (&["digest", "team", "other", "page"], &[("severity=\"critical\"", "page"), ("severity=\"info\"", "digest")]),
+    ] {
+        let parsed = config(names);
+        let config = parsed.config.unwrap_or_else(|| panic!("{:?}", parsed.problems));
+        assert_eq!(config.route.receiver.as_deref(), Some("team"));
+        let routes: Vec<(String, &str)> = config
+            .route
+            .routes
+            .iter()
+            .map(|route| (route.matchers[0].to_string(), route.receiver.as_deref().unwrap()))
+            .collect();
+        let routes: Vec<(&str, &str)> =
+            routes.iter().map(|(matcher, receiver)| (matcher.as_str(), *receiver)).collect();
+        assert_eq!(routes, want, "{names:?}");
+        assert!(config.masked.contains("receiver: team") && !config.masked.contains("pa55"), "{}", config.masked);
+        // What is shown is a whole configuration, and the same one.
+        assert_eq!(parse(&config.masked.replace("<secret>", "http://x/")).config.unwrap().route, config.route);
+    }
+    let said = config(&["page", "digest"]).problems[0].to_string();
+    assert!(said.contains("`route` is missing") && said.contains("`team`"), "{said}");
+}
+
+#[test]
+fn a_digest_has_a_time_of_the_day() {
+    let of = |digest: &str| {
+        parse(&format!(
+            "route: {{receiver: r}}\nreceivers: [{{name: r, email_configs: [{{to: a@b.c, from: d@e.f, smarthost: 'g:25', digest: {digest}}}]}}]"
+        ))
+    };
+    for (digest, minute, zone) in [
+        ("08:00", 480, "UTC"),
+        ("{at: '23:59', location: Europe/Berlin}", 1_439, "Europe/Berlin"),
+        ("'24:00'", 0, "UTC"),
+    ] {
+        let config = of(digest).config.unwrap();
+        let Integration::Email(email) = &config.receivers[0].integrations[0] else { panic!() };
+        let daily = email.digest.as_ref().unwrap();
+        assert_eq!((daily.minute, daily.zone.iana_name()), (minute, Some(zone)), "{digest}");
+        assert!(email.send_resolved && email.html.contains("email.digest.html"), "{email:?}");
+    }
+    for (digest, want) in [
+        ("24h", "\"24h\" is no time of the day"),
+        ("{location: UTC}", "`at` is missing"),
+        ("{at: '08:00', location: Mars}", "no time zone \"Mars\""),
+        ("{at: '08:00', every: week}", "unknown key `every`"),
+    ] {
+        let parsed = of(digest);
+        let said: Vec<String> = parsed.problems.iter().map(ToString::to_string).collect();
+        assert!(said.iter().any(|said| said.contains(want)), "{digest}: {said:?}");
+    }
+}
+
+#[test]
 fn what_is_no_configuration_is_refused_without_a_crash() {
     let bomb = format!(
         "a: &a [x,x,x,x,x,x,x,x]\n{}",

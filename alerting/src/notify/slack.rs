@@ -128,6 +128,7 @@ fn timeline(context: &Context<'_>) -> String {
         Reason::AllResolved => "All resolved",
         Reason::NewResolved => "Some are resolved",
         Reason::Repeat => "Still firing",
+        Reason::Digest => "Digest",
     };
     format!("{what}: {firing} firing, {resolved} resolved")
 }

@@ -27,6 +27,7 @@ fn notification(status: Status) -> Notification {
             generator_url: String::new(),
         }],
         reason: Reason::First,
+        left_out: 0,
         at: 1_772_694_489_000_000_000,
     }
 }
@@ -84,6 +85,32 @@ fn hostile_labels_are_inert_in_email() {
     );
     let html = text.split("text/html").nth(1).unwrap();
     assert!(html.contains("&lt;!channel&gt;") && !html.contains("<!channel>"), "{html}");
+}
+
+#[test]
+fn a_digest_is_a_short_list_with_hostile_labels_inert() {
+    let config = config_of(
+        "    email_configs: [{to: 'a@example.com', from: 'g@example.org', smarthost: 'localhost:25', digest: '08:00'}]",
+    );
+    let Integration::Email(email) = &config.receivers[0].integrations[0] else { panic!() };
+    let mut digest = notification(Status::Firing);
+    digest.alerts.push(notification(Status::Resolved).alerts.remove(0));
+    digest.reason = Reason::Digest;
+    let render = |digest: &Notification| {
+        let message = with_context(digest, |context| email::message(context, email)).unwrap();
+        String::from_utf8(message.formatted()).unwrap().replace("=\r\n", "").replace("=3D", "=")
+    };
+    let text = render(&digest);
+    assert!(text.contains("Subject: [DIGEST] 1 firing, 1 resolved\r\n"), "{text}");
+    assert!(text.contains("- Burn: <!channel>") && text.contains("severity=critical, who=<!channel>"), "{text}");
+    assert!(text.contains("until 2026-03-05 07:09 UTC, 1m 0s"), "{text}");
+    let html = text.split("text/html").nth(1).unwrap();
+    assert!(html.contains("&lt;!channel&gt;") && !html.contains("<!channel>"), "{html}");
+    let (head, _) = text.split_once("\r\n\r\n").unwrap();
+    assert!(!text.contains("not shown") && !head.to_lowercase().contains("\r\nbcc"), "{text}");
+    digest.left_out = 7;
+    let text = render(&digest);
+    assert!(text.contains("1 firing, 1 resolved, 7 more\r\n") && text.contains("7 more are not shown"), "{text}");
 }
 
 #[test]

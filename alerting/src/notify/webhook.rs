@@ -76,7 +76,7 @@ pub fn payload(notification: &Notification, external_url: &str, max_alerts: u64)
         external_url,
         version: "4",
         group_key: &notification.group_key,
-        truncated_alerts: (count - kept) as u64,
+        truncated_alerts: (count - kept) as u64 + notification.left_out,
     };
     serde_json::to_vec(&payload).expect("texts and numbers have a JSON form")
 }
@@ -133,6 +133,7 @@ mod tests {
             group_labels: LabelSet::default(),
             alerts: vec![alert("a", None), alert("b", Some(2_000_000_000)), alert("c", None)],
             reason: Reason::First,
+            left_out: 0,
             at: 0,
         };
         let body: serde_json::Value = serde_json::from_slice(&payload(&notification, "http://g", 2)).unwrap();

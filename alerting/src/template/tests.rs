@@ -29,6 +29,7 @@ fn notification() -> Notification {
             alert("alertname=Burn,job=b,severity=critical", Status::Resolved, Some(1_772_694_549_000_000_000)),
         ],
         reason: Reason::First,
+        left_out: 0,
         at: 0,
     }
 }

@@ -49,7 +49,7 @@ pub(super) fn data(notification: &Notification, external_url: &str, escape: Esca
         ("ExternalURL", text(external_url)),
         ("GroupKey", text(escape(&notification.group_key))),
         ("NotificationReason", text(notification.reason.as_str())),
-        ("TruncatedAlerts", Value::Int(0)),
+        ("TruncatedAlerts", Value::Int(i64::try_from(notification.left_out).unwrap_or(i64::MAX))),
     ])
 }
 
