@@ -1,7 +1,7 @@
 # GodsEye: every command a person or CI types.
 #
 #   make demo    build and run the demo: a web shop sends, you ask SQL     (needs Rust and a C compiler)
-#   make test    every test, with real OpenTelemetry and PostgreSQL clients and a real mail server (needs Python 3 with venv too; psql and apt if they are there)
+#   make test    every test, with real OpenTelemetry and PostgreSQL clients and a real mail server (needs Python 3 with venv too; psql, apt, Java and Maven if they are there)
 #   make lint    format and clippy, warnings are errors
 #   make bench   the numbers of benches/README.md
 #   make soak    200 kill -9 cycles, 100,000 simulated power losses, 20,000 deaths of alerting, 50,000 damaged requests a signal
@@ -10,7 +10,7 @@
 CACHE ?= $(HOME)/.cache/godseye
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 export GODSEYE_CLIENTS_VENV ?= $(CACHE)/clients
-# Debian's Alertmanager and Prometheus, which tests fetch once.
+# Debian's Alertmanager and Prometheus, and Apache Kafka, which tests fetch once.
 export GODSEYE_REAL_PARTS ?= $(CACHE)/parts
 # The examples of the OTLP specification; their test says so where they are absent.
 export GODSEYE_OTLP_EXAMPLES ?= $(wildcard $(abspath ../shared/data/otlp-examples/examples))
