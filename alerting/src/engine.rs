@@ -250,6 +250,7 @@ impl Engine {
         self.silences = loaded.silences.into_iter().map(|silence| (silence.id.clone(), silence)).collect();
         self.log = loaded.log.into_iter().map(|(group, channel, entry)| ((group, channel), entry)).collect();
         self.digests = loaded.digests;
+        self.clamp_digests(now);
         let known: HashMap<(String, LabelSet), (Timestamp, bool)> =
             loaded.groups.into_iter().map(|row| ((row.route, row.labels), (row.next_flush_at, row.flushed))).collect();
         self.place_alerts(&known, now);
@@ -379,6 +380,7 @@ impl Engine {
         if jump < 0 {
             changes.alive_at = Some(now);
             self.cleaned_at = self.cleaned_at.min(now);
+            self.clamp_digests(now);
             let nodes = &self.tree;
             for ((node, labels), group) in &mut self.groups {
                 let route = nodes.node(*node);
@@ -479,6 +481,13 @@ impl Engine {
         let digests = self.digests.iter().map(|(channel, collected)| self.digest_due(channel, collected));
         let group = self.schedule.first().map(|(at, ..)| *at);
         digests.chain(group).min().map_or(alive, |at| at.min(alive))
+    }
+
+    /// A clock that was set back must not make a digest wait for ever.
+    fn clamp_digests(&mut self, now: Timestamp) {
+        for collected in self.digests.values_mut() {
+            collected.since = collected.since.min(now);
+        }
     }
 
     fn digest_due(&self, channel: &str, collected: &Collected) -> Timestamp {

@@ -488,6 +488,24 @@ fn information_waits_for_the_digest_of_the_day() {
 }
 
 #[test]
+fn a_clock_that_is_set_back_holds_no_digest_up() {
+    for restart in [false, true] {
+        let mut world = World::of(config::parse(DEFAULT_ROUTES).config.unwrap(), HashMap::new());
+        world.act(&Action::Fire([("alertname", "A"), ("severity", "info")].into_iter().collect(), 0.0));
+        world.advance(60.0);
+        world.now = world.now.plus_nanos(-365 * 86_400 * SECOND);
+        if restart {
+            world.start();
+        }
+        world.advance(1.0);
+        assert!(world.told.is_empty());
+        world.now = world.now.plus_nanos(86_400 * SECOND);
+        world.advance(1.0);
+        assert_eq!(world.told, ["digest firing digest:digest/email/0 A/info:firing"], "{restart}");
+    }
+}
+
+#[test]
 fn a_digest_that_is_taken_out_of_the_configuration_is_sent() {
     let mut world = World::of(config::parse(DEFAULT_ROUTES).config.unwrap(), HashMap::new());
     world.act(&Action::Fire([("alertname", "A"), ("severity", "info")].into_iter().collect(), 0.0));
