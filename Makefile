@@ -4,7 +4,7 @@
 #   make test    every test, with real OpenTelemetry and PostgreSQL clients and a real mail server (needs Python 3 with venv too; psql, apt, Java and Maven if they are there)
 #   make lint    format and clippy, warnings are errors
 #   make bench   the numbers of benches/README.md
-#   make soak    200 kill -9 cycles, 100,000 simulated power losses, 20,000 deaths of alerting, 50,000 damaged requests a signal
+#   make soak    200 kill -9 cycles, 100,000 simulated power losses, 5,000 deaths of alerting, 50,000 damaged requests a signal
 #
 # Build results live outside the checkout, so that a fresh clone starts warm.
 CACHE ?= $(HOME)/.cache/godseye
@@ -41,7 +41,7 @@ bench: tools-rust tools-python
 soak: tools-rust
 	GODSEYE_CRASH_CYCLES=200 cargo test --workspace --features failpoints --test crash -- --nocapture
 	GODSEYE_POWER_LOSS_SEEDS=100000 cargo test --workspace --features failpoints --lib survives_any_power_cut
-	GODSEYE_KILL_POINTS=20000 cargo test --workspace --features failpoints --test deaths death_at_any_byte
+	GODSEYE_KILL_POINTS=5000 cargo test --workspace --features failpoints --test deaths death_at_any_byte
 	GODSEYE_FUZZ_SEEDS=50000 cargo test --workspace --features failpoints --lib agree_with_prost
 
 tools-rust:
