@@ -1,8 +1,10 @@
 //! `godseye demo`: a real server on a temporary directory, a web shop that sends to it over real
-//! OTLP, and five questions with their answers.
+//! OTLP, five questions with their answers, and the page that an SLO brings.
 //!
 //! Nothing here is staged: the shop's telemetry is generated from a seed, sent over gRPC on
 //! loopback, logged with `fdatasync`, and the answers come from `POST /api/v1/sql`.
+
+mod page;
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,7 +17,8 @@ use fixtures::shop::ShopConfig;
 use model::time::{Clock, Timestamp};
 use tokio_util::sync::CancellationToken;
 
-use crate::alerts::files::Files;
+use self::page::OnCall;
+use crate::alerts::files;
 use crate::client::{self, ClientError};
 use crate::config::{Config, Log, LogLevel};
 use crate::server::{Addresses, Options, Reload, ServeError, Server};
@@ -56,6 +59,18 @@ pub enum DemoError {
     /// A question has no answer.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The webhook receiver or the mail server does not work.
+    #[error(transparent)]
+    Part(#[from] fixtures::parts::PartError),
+    /// A file of the demo is wrong: a defect.
+    #[error("the demo's own files: {0}")]
+    Files(String),
+    /// Nobody was told.
+    #[error("no page came within {waited_s} s; `godseye slo status` and `godseye alert list` say what is judged")]
+    NoPage {
+        /// How long it was waited for.
+        waited_s: u64,
+    },
     /// The operating system refused something.
     #[error("cannot start the demo: {0}")]
     Io(#[from] std::io::Error),
@@ -120,14 +135,19 @@ FROM ingest_ledger GROUP BY signal ORDER BY signal",
 /// [`DemoError`].
 pub fn run(args: &DemoArgs) -> Result<(), DemoError> {
     let directory = tempfile::Builder::new().prefix("godseye-demo-").tempdir()?;
-    let config = config(directory.path().to_owned());
+    let mut config = config(directory.path().join("data"));
     let level = logging::init(&Log { level: LogLevel::Warn, ..config.log.clone() }, true);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let server =
-            Server::start(&config, Files::default(), Options::default(), Arc::new(Reload::disabled(level))).await?;
+        let on_call = OnCall::start(directory.path()).await?;
+        on_call.watch(&mut config.alerting);
+        let (files, problems) = files::read(&config.alerting);
+        if files::has_errors(&problems) {
+            return Err(DemoError::Files(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")));
+        }
+        let server = Server::start(&config, files, Options::default(), Arc::new(Reload::disabled(level))).await?;
         let played = tokio::select! {
-            played = play(args, server.addresses(), directory.path()) => played,
+            played = play(args, server.addresses(), directory.path(), &on_call) => played,
             _interrupted = tokio::signal::ctrl_c() => Ok(()),
         };
         say("\ndraining …");
@@ -153,7 +173,12 @@ fn config(data_dir: std::path::PathBuf) -> Config {
     config
 }
 
-async fn play(args: &DemoArgs, addresses: Addresses, directory: &std::path::Path) -> Result<(), DemoError> {
+async fn play(
+    args: &DemoArgs,
+    addresses: Addresses,
+    directory: &std::path::Path,
+    on_call: &OnCall,
+) -> Result<(), DemoError> {
     let Addresses { otlp_grpc, otlp_http, http, pg } = addresses;
     say(&format!(
         "\n  GodsEye demo: a web shop of twelve services sends traces, metrics, logs and profiles\n\n\
@@ -199,9 +224,19 @@ async fn play(args: &DemoArgs, addresses: Addresses, directory: &std::path::Path
         }
         say(&terminal::table(&serde_json::from_slice(&body).unwrap_or_default()));
     }
+    say(&format!(
+        "{}. Who was told? (the SLO in {} burned; Alertmanager's configuration beside it says whom to tell)\n",
+        QUESTIONS.len() + 1,
+        directory.join("slo.yaml").display()
+    ));
+    on_call.show().await?;
     let server =
         if http.port() == crate::config::defaults::HTTP_PORT { String::new() } else { format!(" --server {http}") };
-    say(&format!("Ask your own:  godseye query{server} \"SELECT count(*) FROM spans\"\n"));
+    say(&format!(
+        "Ask your own:  godseye query{server} \"SELECT count(*) FROM spans\"\n\
+         The budget:    godseye slo status{server}      what burned it: godseye slo explain payment-availability{server}\n\
+         Not now:       godseye silence add{server} service=payment --comment \"4521 is being rolled back\"\n"
+    ));
 
     say("the shop stays open; Ctrl-C ends the demo");
     let live = send(otlp_grpc, &shop, Clock::System.now(), 1.0, i64::try_from(args.seconds).unwrap_or(0));
