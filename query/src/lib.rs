@@ -48,6 +48,8 @@ mod histogram;
 mod hostile;
 mod layout;
 mod memory;
+#[cfg(test)]
+mod needle_tests;
 mod needles;
 mod partials;
 mod portions;

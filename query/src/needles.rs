@@ -22,7 +22,7 @@ use prometheus_client::registry::Registry;
 use regex_syntax::hir::{Hir, HirKind};
 use store::Promoted;
 use store::filter::keys::{self, Edge};
-use store::filter::{BlockFilters, Blocks, FilterError, Need};
+use store::filter::{BlockFilters, Blocks, COLUMNS, FilterError, Need};
 
 use crate::layout::attribute_key;
 use crate::source::SegmentFile;
@@ -96,10 +96,10 @@ fn equal(of: &Arc<dyn PhysicalExpr>, value: &Arc<dyn PhysicalExpr>) -> Option<Ne
     }
 }
 
-/// The column of a file that an expression shows as it is, if a file has it.
+/// The column with filters that an expression shows as it is, if a file has it.
 fn column(expr: &Arc<dyn PhysicalExpr>) -> Option<String> {
     if let Some(column) = expr.downcast_ref::<Column>() {
-        return Some(column.name().to_owned());
+        return COLUMNS.contains(&column.name()).then(|| column.name().to_owned());
     }
     // Where the key has values of other kinds, too, the file's column is not all there is to know, and
     // it has no filter. Where it is of another kind, its column has another name.

@@ -5,15 +5,11 @@ use arrow::datatypes::DataType;
 use model::attributes::Kind;
 
 use super::{
-    BLOCK_ROWS, BUCKET_BYTES, CHECKSUM_BYTES, ColumnFilters, Directory, SECTION_BLOCKS, VERSION, bits_of, bucket_of,
-    checksum, keys,
+    BLOCK_ROWS, BUCKET_BYTES, CHECKSUM_BYTES, COLUMNS, ColumnFilters, Directory, SECTION_BLOCKS, VERSION, bits_of,
+    bucket_of, checksum, keys,
 };
 use crate::layout::Layout;
 use crate::segment::Varied;
-
-/// Columns of a table that have filters, beside promoted ones: ids that are looked up, and text that
-/// is searched.
-const COLUMNS: [&str; 2] = ["trace_id", "body"];
 
 /// The most columns of a file with filters: it bounds what a hostile choice of attributes adds to
 /// merges and to files.

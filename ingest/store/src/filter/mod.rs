@@ -31,6 +31,10 @@ pub const BLOCK_ROWS: usize = 8192;
 /// Blocks of a section, one bit of a word each.
 pub const SECTION_BLOCKS: usize = 64;
 
+/// Columns of a table that have filters, beside promoted ones: ids that are looked up, and text that is
+/// searched.
+pub const COLUMNS: [&str; 2] = ["trace_id", "body"];
+
 /// The key of the filters' [`Directory`] in a file's metadata.
 pub const METADATA_FILTERS: &str = "godseye.block_filters";
 
