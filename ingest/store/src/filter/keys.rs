@@ -103,7 +103,7 @@ pub fn of_literal(literal: &str, left: Edge, right: Edge, any_case: bool) -> Vec
         }
     });
     // The longest first: it is likely the rarest, and once no block is left the rest is not looked up.
-    found.sort_by(|left, right| right.0.cmp(&left.0));
+    found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
     found.truncate(NEEDLE_KEYS_MAX);
     found.into_iter().map(|(_, key)| key).collect()
 }

@@ -67,7 +67,7 @@ struct ColumnFilters {
 
 /// The bucket of a key. The upper half of a key says which, the lower half which bits.
 fn bucket_of(key: u64, buckets: u32) -> usize {
-    usize::try_from((key >> 32) * u64::from(buckets) >> 32).expect("a bucket's number has 32 bits")
+    usize::try_from(((key >> 32) * u64::from(buckets)) >> 32).expect("a bucket's number has 32 bits")
 }
 
 /// The bits of a key in its bucket: one in each of eight words, as in Parquet's own Bloom filters.
