@@ -130,7 +130,8 @@ fn too_many_keys_exclude_nothing() {
     let logs = Logs::new(&bodies, BLOCK_ROWS);
     let key = |text: &str| of_literal(text, Edge::End, Edge::End, false);
     assert_eq!(logs.blocks("body", key("plain")).chosen(), 4);
-    assert_eq!(logs.blocks("body", key("w40959")).row_ranges(), [BLOCK_ROWS..2 * BLOCK_ROWS]);
+    let found = logs.blocks("body", key("w40959"));
+    assert!(found.chosen() == 1 && holds(&found, BLOCK_ROWS + 5));
     // A section of which most is too much has no filter.
     let bodies = vec![huge.as_str(), "plain"];
     let logs = Logs::new(&bodies, 1);
