@@ -1,8 +1,8 @@
 """The read path beside ClickHouse's engine (`chdb`), over the same rows in one run.
 
 Fills a new data directory with spans of fixture S over OTLP, waits until it is flushed and merged, copies the rows
-into a MergeTree with skip indexes, and asks both the nine questions of README.md ("Reads"). Not here: the write path
-(`pipeline.py`).
+into a MergeTree with skip indexes, and asks both the nine questions of README.md ("Reads"); then the same with logs of
+fixture L and searches for a token. Not here: the write path (`pipeline.py`).
 """
 
 import argparse
@@ -20,6 +20,7 @@ import time
 from pipeline import BATCH_OF, CORE_SENDER, CORE_UNDER_TEST, Godseye, peak_bytes, folder_bytes, say
 
 SPANS = 10_240_000
+LOGS = 20_480_000
 
 
 class Server(Godseye):
@@ -43,19 +44,19 @@ class Server(Godseye):
         return json.loads(self.ask(sql).read())["rows"]
 
 
-def fill(args, data_dir, log):
-    say(f"sending {args.spans:,} spans")
+def fill(args, source, items, data_dir, log):
+    say(f"sending {items:,} {source}")
     with Server(args.godseye, data_dir, log=log) as server:
-        command = [args.godseye, "loadgen", "--endpoint", f"http://{server.grpc}", "--source", "spans", "--items", str(args.spans)]
-        command += ["--seconds", "0", "--distinct-batches", str(-(-args.spans // BATCH_OF["spans"])), "--connections", "4"]
+        command = [args.godseye, "loadgen", "--endpoint", f"http://{server.grpc}", "--source", source, "--items", str(items)]
+        command += ["--seconds", "0", "--distinct-batches", str(-(-items // BATCH_OF[source])), "--connections", "4"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         server.settled()
-        rows = server.query("SELECT count(*) FROM spans")[0][0]
-    if rows != args.spans:
-        raise SystemExit(f"{rows} rows of {args.spans}")
+        rows = server.query(f"SELECT count(*) FROM {source}")[0][0]
+    if rows != items:
+        raise SystemExit(f"{rows} rows of {items}")
 
 
-def questions(server):
+def span_questions(server):
     """(name, our SQL, ClickHouse's SQL): the constants are taken from the data, never the newest or first row."""
     one = server.query("SELECT hex(trace_id), start_time, attributes['enduser.id'], attributes['url.path'] FROM spans "
                        "WHERE service_name = 'service-07' ORDER BY start_time LIMIT 1 OFFSET 200000")
@@ -103,15 +104,31 @@ def questions(server):
     ]
 
 
-def peer(args, server, folder):
-    """A MergeTree with the rows, in the same order, with skip indexes on what is searched for."""
-    from chdb import session
+def log_questions(server):
+    """As span_questions: a token of one log record, one that a tenth of them has, and text within and around tokens."""
+    body = server.query("SELECT body FROM logs WHERE service_name = 'service-07' AND starts_with(body, 'order ') "
+                        "AND length(body) > 40 ORDER BY time LIMIT 1 OFFSET 5000")[0][0]
+    rare = body.split(" ")[1]
+    return [
+        ("rare token",
+         f"SELECT time, service_name, body FROM logs WHERE has_token(body, '{rare}')",
+         f"SELECT ts, service, body FROM l WHERE hasToken(body, '{rare}')"),
+        ("frequent token",
+         "SELECT count(*) FROM logs WHERE has_token(body, 'deadline')",
+         "SELECT count() FROM l WHERE hasToken(body, 'deadline')"),
+        ("frequent token, newest 100",
+         "SELECT time, service_name, body FROM logs WHERE has_token(body, 'deadline') ORDER BY time DESC LIMIT 100",
+         "SELECT ts, service, body FROM l WHERE hasToken(body, 'deadline') ORDER BY ts DESC LIMIT 100"),
+        ("rare text with LIKE",
+         f"SELECT time, service_name, body FROM logs WHERE body LIKE '%order {rare} accepted%'",
+         f"SELECT ts, service, body FROM l WHERE body LIKE '%order {rare} accepted%'"),
+        ("token that is nowhere",
+         "SELECT count(*) FROM logs WHERE has_token(body, 'a1b2c3d4e5')",
+         "SELECT count() FROM l WHERE hasToken(body, 'a1b2c3d4e5')"),
+    ]
 
-    clickhouse = session.Session(os.path.join(folder, "chdb"))
-    clickhouse.query(f"SET max_threads = {args.threads}")
-    clickhouse.query("CREATE DATABASE b ENGINE = Atomic")
-    clickhouse.query("USE b")
-    clickhouse.query("""CREATE TABLE s (
+
+SPANS_PEER = ("""CREATE TABLE s (
         service LowCardinality(String), ts DateTime64(9, 'UTC') CODEC(DoubleDelta, ZSTD(1)), duration Int64 CODEC(T64, ZSTD(1)),
         name LowCardinality(String) CODEC(ZSTD(1)), status LowCardinality(String) CODEC(ZSTD(1)),
         trace_id FixedString(16) CODEC(ZSTD(1)), span_id FixedString(8) CODEC(ZSTD(1)), parent FixedString(8) CODEC(ZSTD(1)),
@@ -119,20 +136,42 @@ def peer(args, server, folder):
         INDEX i_trace trace_id TYPE bloom_filter(0.01) GRANULARITY 1,
         INDEX i_user user TYPE bloom_filter(0.01) GRANULARITY 1,
         INDEX i_path path TYPE ngrambf_v1(4, 32768, 2, 0) GRANULARITY 1
-    ) ENGINE = MergeTree ORDER BY (service, ts)""")
-    say("copying the rows")
-    export = os.path.join(folder, "spans.parquet")
-    with open(export, "wb") as file:
-        answer = server.ask("""SELECT service_name AS service, start_time AS ts, duration_ns AS duration, name, status_code AS status,
+    ) ENGINE = MergeTree ORDER BY (service, ts)""",
+    """SELECT service_name AS service, start_time AS ts, duration_ns AS duration, name, status_code AS status,
             hex(trace_id) AS trace_id, hex(span_id) AS span_id, coalesce(hex(parent_span_id), '0000000000000000') AS parent,
-            attributes['http.route'] AS route, attributes['url.path'] AS path, attributes['enduser.id'] AS user FROM spans""", "parquet&limit=100000000")
-        shutil.copyfileobj(answer, file, 1 << 20)
-    clickhouse.query(f"""INSERT INTO s SELECT service, ts, duration, name, status, unhex(trace_id), unhex(span_id), unhex(parent), route, path, user
-        FROM file('{export}', Parquet)""")
-    clickhouse.query("OPTIMIZE TABLE s FINAL")
-    rows = int(str(clickhouse.query("SELECT count() FROM s")))
-    if rows != args.spans:
-        raise SystemExit(f"the peer has {rows} rows of {args.spans}")
+            attributes['http.route'] AS route, attributes['url.path'] AS path, attributes['enduser.id'] AS user FROM spans""",
+    "s SELECT service, ts, duration, name, status, unhex(trace_id), unhex(span_id), unhex(parent), route, path, user")
+
+LOGS_PEER = ("""CREATE TABLE l (
+        service LowCardinality(String), ts DateTime64(9, 'UTC') CODEC(DoubleDelta, ZSTD(1)), severity LowCardinality(String) CODEC(ZSTD(1)),
+        body String CODEC(ZSTD(1)), trace_id FixedString(16) CODEC(ZSTD(1)), user String CODEC(ZSTD(1)),
+        INDEX i_body body TYPE tokenbf_v1(32768, 3, 0) GRANULARITY 1
+    ) ENGINE = MergeTree ORDER BY (service, ts)""",
+    """SELECT service_name AS service, time AS ts, severity_text AS severity, body, coalesce(hex(trace_id), '') AS trace_id,
+            coalesce(attributes['enduser.id'], '') AS user FROM logs""",
+    "l SELECT service, ts, severity, body, toFixedString(unhex(trace_id), 16), user")
+
+
+def peer(args, server, folder, description, rows):
+    """A MergeTree with the rows, in the same order, with skip indexes on what is searched for."""
+    from chdb import session
+
+    create, export_rows, insert = description
+    clickhouse = session.Session(os.path.join(folder, "chdb"))
+    clickhouse.query(f"SET max_threads = {args.threads}")
+    clickhouse.query("CREATE DATABASE IF NOT EXISTS b ENGINE = Atomic")
+    clickhouse.query("USE b")
+    clickhouse.query(create)
+    say("copying the rows")
+    export = os.path.join(folder, "rows.parquet")
+    with open(export, "wb") as file:
+        shutil.copyfileobj(server.ask(export_rows, "parquet&limit=100000000"), file, 1 << 20)
+    clickhouse.query(f"INSERT INTO {insert} FROM file('{export}', Parquet)")
+    table = insert.split(" ")[0]
+    clickhouse.query(f"OPTIMIZE TABLE {table} FINAL")
+    copied = int(str(clickhouse.query(f"SELECT count() FROM {table}")))
+    if copied != rows:
+        raise SystemExit(f"the peer has {copied} rows of {rows}")
     os.remove(export)
     return clickhouse
 
@@ -166,30 +205,41 @@ def compare(args, server, clickhouse, asked):
         print(f"\ngeometric mean of the ratios: {math.exp(statistics.fmean(map(math.log, ratios))):.2f}")
 
 
-def main():
-    parser = argparse.ArgumentParser(description="the read path beside chdb, in one run")
-    parser.add_argument("--godseye", required=True, help="the release binary")
-    parser.add_argument("--spans", type=int, default=SPANS)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2, help="of the peer; the server takes one a core")
-    parser.add_argument("--work-dir", default="/var/tmp")
-    parser.add_argument("--data-dir", help="keep the server's data there, or use what an earlier run left")
-    parser.add_argument("--no-peer", action="store_true")
-    parser.add_argument("--only", help="questions whose name contains this")
-    args = parser.parse_args()
+def measure(args, source, items, data_dir, questions, description):
     with tempfile.TemporaryDirectory(prefix="godseye-reads-", dir=args.work_dir) as folder:
-        data_dir = args.data_dir or os.path.join(folder, "data")
+        data_dir = data_dir or os.path.join(folder, "data")
         with open(os.path.join(folder, "godseye.log"), "w") as log:
             if not os.path.isdir(data_dir):
-                fill(args, data_dir, log)
+                fill(args, source, items, data_dir, log)
             segments = folder_bytes(os.path.join(data_dir, "segments"))
             with Server(args.godseye, data_dir, log=log) as server:
                 asked = [question for question in questions(server) if not args.only or args.only in question[0]]
-                clickhouse = None if args.no_peer else peer(args, server, folder)
+                clickhouse = None if args.no_peer else peer(args, server, folder, description, items)
             # A new process, so that its peak is that of the questions.
             with Server(args.godseye, data_dir, log=log) as server:
                 compare(args, server, clickhouse, asked)
-                print(f"bytes on disk a span: {segments / args.spans:.1f}; peak memory of the server: {peak_bytes(server.pid) >> 20} MiB")
+                print(f"bytes on disk, {source}: {segments / items:.1f} each; peak memory of the server: {peak_bytes(server.pid) >> 20} MiB\n")
+            if clickhouse is not None:
+                clickhouse.close()
+
+
+def main():
+    parser = argparse.ArgumentParser(description="the read path beside chdb, in one run")
+    parser.add_argument("--godseye", required=True, help="the release binary")
+    parser.add_argument("--spans", type=int, default=SPANS, help="0 leaves them out")
+    parser.add_argument("--logs", type=int, default=LOGS, help="0 leaves them out")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2, help="of the peer; the server takes one a core")
+    parser.add_argument("--work-dir", default="/var/tmp")
+    parser.add_argument("--data-dir", help="keep the server's data of spans there, or use what an earlier run left")
+    parser.add_argument("--logs-dir", help="the same for logs")
+    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--only", help="questions whose name contains this")
+    args = parser.parse_args()
+    if args.spans:
+        measure(args, "spans", args.spans, args.data_dir, span_questions, SPANS_PEER)
+    if args.logs:
+        measure(args, "logs", args.logs, args.logs_dir, log_questions, LOGS_PEER)
     return 0
 
 

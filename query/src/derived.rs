@@ -291,7 +291,8 @@ impl TableProvider for DerivedScan {
                 {
                     predicate = predicate.and(within);
                 }
-                let scan = scan_files(state, &self.schema, &segments, Some(&read), |source| source, |config| config)?;
+                let scan =
+                    scan_files(state, &self.schema, &segments, &[], Some(&read), |source| source, |config| config)?;
                 inputs.push(Self::filtered(state, scan, predicate, wanted_of_read.clone())?);
             }
             self.counters.opened(segments);

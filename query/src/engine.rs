@@ -57,6 +57,7 @@ use crate::functions::{Allowance, Functions, guarded};
 use crate::guard::{self, Checked, DENIED_FUNCTIONS};
 use crate::layout::AttributesIntoScans;
 use crate::memory::{Account, Peak};
+use crate::needles::FilterCache;
 use crate::portions::{COPIED_BYTES_MAX, portioned};
 use crate::provider::{SEGMENT_STORE, ScanCounters};
 use crate::queue::{Client, Permit, Queue, QueueConfig};
@@ -151,10 +152,14 @@ pub struct QueryStats {
     pub bytes_scanned: u64,
     /// Segments of the tables the query names.
     pub segments_total: u64,
-    /// Segments left out by their time range.
+    /// Segments left out by their time range or their block filters.
     pub segments_pruned: u64,
     /// Segments opened.
     pub segments_scanned: u64,
+    /// Blocks of 8192 rows that were looked for in block filters.
+    pub blocks_total: u64,
+    /// Blocks left out by their filters.
+    pub blocks_pruned: u64,
     /// The most memory that was reserved at once, bytes: sorts, joins, groups, and rows not yet handed out.
     pub memory_peak_bytes: u64,
     /// From admission to the end, milliseconds.
@@ -209,6 +214,7 @@ pub(crate) struct Inner {
     disk: Arc<LocalFileSystem>,
     // Footers outlive a query; everything else of a session does not.
     metadata_cache: Arc<RuntimeEnv>,
+    filter_cache: Arc<FilterCache>,
     scalar_functions: Vec<Arc<ScalarUDF>>,
     aggregate_functions: Vec<Arc<AggregateUDF>>,
     window_functions: Vec<Arc<WindowUDF>>,
@@ -257,6 +263,7 @@ impl Engine {
             .into_iter()
             .filter(|function| !denied(function.name()))
             .chain(crate::time::functions())
+            .chain(crate::text::functions())
             .chain(crate::histogram::scalar_functions())
             .collect();
         let mut aggregate_functions = SessionStateDefaults::default_aggregate_functions();
@@ -277,6 +284,7 @@ impl Engine {
             source,
             disk: Arc::new(LocalFileSystem::new()),
             metadata_cache,
+            filter_cache: Arc::default(),
             scalar_functions,
             aggregate_functions,
             window_functions: SessionStateDefaults::default_window_functions(),
@@ -303,6 +311,7 @@ impl Engine {
             metrics.seconds.clone(),
         );
         registry.register("segments_quarantined", "Damaged segments set aside", metrics.quarantined.clone());
+        self.inner.filter_cache.register(registry);
         self.places.register(registry);
     }
 
@@ -461,6 +470,8 @@ impl StatsCell {
             stats.segments_total = counters.segments_total.load(Ordering::Relaxed);
             stats.segments_pruned = counters.segments_pruned.load(Ordering::Relaxed);
             stats.segments_scanned = stats.segments_total - stats.segments_pruned;
+            stats.blocks_total = counters.blocks_total.load(Ordering::Relaxed);
+            stats.blocks_pruned = counters.blocks_pruned.load(Ordering::Relaxed);
         }
         stats.memory_peak_bytes = self.peak.load(Ordering::Relaxed) as u64;
         stats.elapsed_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -967,7 +978,7 @@ impl Inner {
 
         let functions = Functions::new(&snapshot.kinds);
         let allowance = functions.allowance();
-        config = config.with_extension(Arc::new(allowance.clone()));
+        config = config.with_extension(Arc::new(allowance.clone())).with_extension(Arc::clone(&self.filter_cache));
         let mut scalar_functions: Vec<Arc<ScalarUDF>> =
             self.scalar_functions.iter().map(|function| guarded(function, allowance)).collect();
         scalar_functions.extend(functions.public());

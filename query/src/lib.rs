@@ -14,13 +14,14 @@
 //! - [`bounds`]: limits on the plan, before anything is optimised or run
 //! - `queue`: who runs next; `memory`: what a query has reserved; `portions`: small batches where rows multiply
 //! - [`source`]: what the engine needs from storage; [`StoreSource`]: the store, as that
-//! - [`provider`]: a physical table as a scan with pruning; `layout`: the columns of its files
+//! - [`provider`]: a physical table as a scan with pruning; `layout`: the columns of its files; `needles`: which
+//!   blocks of them may hold what a predicate looks for
 //! - [`tables`]: the logical tables people type; `derived`, `partials`, `collapse`: those derived from spans
 //! - [`catalog`]: what there is to ask, for programs: tables, columns, attribute keys, `information_schema`
 //! - [`script`]: statements and parameters in a text; what one asks for and answers is a [`Description`]
 //! - [`functions`], [`rewrite`]: typed attribute access and hex ids
 //! - `time`, `rate`, `histogram`, `quantile`: the functions over time and metrics; `aggregate`: how
-//!   those that aggregate run
+//!   those that aggregate run; `text`: those over text
 //! - [`trace`]: one trace as a table
 //! - [`follow`]: rows of a table as they come, through a predicate
 //! - [`render`]: answers as text and Arrow
@@ -47,6 +48,9 @@ mod histogram;
 mod hostile;
 mod layout;
 mod memory;
+#[cfg(test)]
+mod needle_tests;
+mod needles;
 mod partials;
 mod portions;
 pub mod provider;
@@ -63,6 +67,7 @@ pub mod tables;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod text;
 mod time;
 pub mod trace;
 

@@ -1,15 +1,18 @@
-//! A stored table as a DataFusion scan: segments whose time range can match, read with row-group,
-//! page and bloom-filter pruning, united with the batches in memory.
+//! A stored table as a DataFusion scan: segments whose time range can match, of them the blocks
+//! whose filters can, read with row-group, page and bloom-filter pruning, united with the batches in
+//! memory.
 //!
 //! Not here: what people type (`end_time`, `attributes['x']`; see [`crate::tables`]). The schema
 //! is `model::schema::schema(table)`, unchanged, whatever file a row comes from.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{ArrayRef, BooleanArray, TimestampNanosecondArray, UInt64Array};
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
+use bytes::Bytes;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::pruning::PruningStatistics;
 use datafusion::common::stats::Precision;
@@ -19,8 +22,10 @@ use datafusion::config::TableParquetOptions;
 use datafusion::datasource::TableType;
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::memory::MemorySourceConfig;
-use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
-use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::physical_plan::parquet::{
+    CachedParquetFileReaderFactory, ParquetFileReaderFactory, ParquetRowSelection,
+};
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, FileSource as _, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::error::Result;
 use datafusion::execution::object_store::ObjectStoreUrl;
@@ -29,13 +34,21 @@ use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
 use datafusion::physical_expr::{PhysicalExpr, conjunction_opt};
 use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricBuilder};
 use datafusion::physical_plan::union::UnionExec;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use model::schema::schema;
 use model::signal::Table;
 use object_store::ObjectMeta;
 use object_store::path::Path;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, RowSelection};
+use parquet::arrow::async_reader::AsyncFileReader;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData};
+use store::filter::Blocks;
 
 use crate::layout::{AdapterFactory, attribute_key};
+use crate::needles::{FilterCache, blocks_of, needed};
 use crate::source::{SegmentFile, TableSnapshot};
 
 /// Where the engine registers the local disk. No SQL can name it: there are no URL tables.
@@ -46,8 +59,12 @@ pub const SEGMENT_STORE: &str = "godseye://segments";
 pub struct ScanCounters {
     /// Segments of the snapshot's scanned tables.
     pub segments_total: AtomicU64,
-    /// Segments left out by their time range, without opening them.
+    /// Segments left out by their time range or their block filters.
     pub segments_pruned: AtomicU64,
+    /// Blocks of rows whose filters were asked.
+    pub blocks_total: AtomicU64,
+    /// Blocks of rows left out by their filters.
+    pub blocks_pruned: AtomicU64,
     /// Rows in memory that the scans went over.
     pub memory_rows: AtomicU64,
     scanned: Mutex<Vec<SegmentFile>>,
@@ -65,27 +82,76 @@ impl ScanCounters {
     }
 }
 
-/// Segments as a scan of Parquet files with these columns. What else is to be known of the files
-/// and of the scan, `source` and `config` add.
+/// The footer and the page index of a file, read and cached together. By itself DataFusion caches
+/// footers and reads the page index for each query, and not at all where only blocks are chosen.
+#[derive(Debug)]
+struct WithPageIndex(CachedParquetFileReaderFactory);
+
+impl ParquetFileReaderFactory for WithPageIndex {
+    fn create_reader(
+        &self,
+        partition: usize,
+        file: PartitionedFile,
+        metadata_size_hint: Option<usize>,
+        metrics: &ExecutionPlanMetricsSet,
+    ) -> Result<Box<dyn AsyncFileReader + Send>> {
+        let reader = self.0.create_reader(partition, file, metadata_size_hint, metrics)?;
+        Ok(Box::new(PageIndexReader(reader)))
+    }
+}
+
+struct PageIndexReader(Box<dyn AsyncFileReader + Send>);
+
+impl AsyncFileReader for PageIndexReader {
+    fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, parquet::errors::Result<Bytes>> {
+        self.0.get_bytes(range)
+    }
+
+    fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, parquet::errors::Result<Vec<Bytes>>> {
+        self.0.get_byte_ranges(ranges)
+    }
+
+    fn get_metadata<'a>(
+        &'a mut self,
+        options: Option<&'a ArrowReaderOptions>,
+    ) -> BoxFuture<'a, parquet::errors::Result<Arc<ParquetMetaData>>> {
+        let options = options.cloned().unwrap_or_default().with_page_index_policy(PageIndexPolicy::Optional);
+        async move { self.0.get_metadata(Some(&options)).await }.boxed()
+    }
+}
+
+/// The rows of a file that blocks are.
+fn selection(blocks: &Blocks, rows: u64) -> ParquetRowSelection {
+    let rows = usize::try_from(rows).unwrap_or(usize::MAX);
+    ParquetRowSelection::new(RowSelection::from_consecutive_ranges(blocks.row_ranges().into_iter(), rows))
+}
+
+/// Segments as a scan of Parquet files with these columns, and of each segment all rows or those of
+/// some blocks. What else is to be known of the files and of the scan, `source` and `config` add.
 pub(crate) fn scan_files(
     state: &dyn Session,
     schema: &SchemaRef,
     segments: &[SegmentFile],
+    blocks: &[Option<Blocks>],
     projection: Option<&Vec<usize>>,
     source: impl FnOnce(ParquetSource) -> ParquetSource,
     config: impl FnOnce(FileScanConfigBuilder) -> FileScanConfigBuilder,
 ) -> Result<Arc<dyn ExecutionPlan>> {
     let url = ObjectStoreUrl::parse(SEGMENT_STORE)?;
     let mut files = Vec::with_capacity(segments.len());
-    for segment in segments {
-        files.push(PartitionedFile::new_from_meta(ObjectMeta {
+    for (index, segment) in segments.iter().enumerate() {
+        let file = PartitionedFile::new_from_meta(ObjectMeta {
             location: Path::from_absolute_path(&segment.path)
                 .map_err(|error| datafusion::error::DataFusionError::ObjectStore(Box::new(error.into())))?,
             last_modified: Default::default(), // Segments never change; the cache key is the path.
             size: segment.bytes,
             e_tag: None,
             version: None,
-        }));
+        });
+        files.push(match blocks.get(index).and_then(Option::as_ref) {
+            Some(blocks) => file.with_extension(selection(blocks, segment.rows)),
+            None => file,
+        });
     }
     let options = state.config_options();
     let parquet = TableParquetOptions { global: options.execution.parquet.clone(), ..TableParquetOptions::default() };
@@ -96,13 +162,13 @@ pub(crate) fn scan_files(
     );
     let parquet = ParquetSource::new(Arc::clone(schema))
         .with_table_parquet_options(parquet)
-        .with_parquet_file_reader_factory(Arc::new(readers))
+        .with_parquet_file_reader_factory(Arc::new(WithPageIndex(readers)))
         .with_pushdown_filters(true);
     let rows: u64 = segments.iter().map(|segment| segment.rows).sum();
-    let statistics = Statistics {
-        num_rows: Precision::Exact(usize::try_from(rows).unwrap_or(usize::MAX)),
-        ..Statistics::new_unknown(schema)
-    };
+    let rows = Precision::Exact(usize::try_from(rows).unwrap_or(usize::MAX));
+    let is_part = blocks.iter().any(Option::is_some);
+    let num_rows = if is_part { rows.to_inexact() } else { rows };
+    let statistics = Statistics { num_rows, ..Statistics::new_unknown(schema) };
     let partitions = state.config().target_partitions();
     let builder = FileScanConfigBuilder::new(url, Arc::new(source(parquet)))
         .with_file_groups(FileGroup::new(files).split_files(partitions))
@@ -145,43 +211,79 @@ impl PhysicalTable {
         Ok(predicate.prune(&ranges).unwrap_or(all))
     }
 
+    /// The filters as they are evaluated.
+    fn predicates(&self, state: &dyn Session, filters: &[Expr]) -> Result<Vec<Arc<dyn PhysicalExpr>>> {
+        let df_schema = DFSchema::try_from(Arc::clone(&self.schema))?;
+        filters.iter().map(|filter| state.create_physical_expr(filter.clone(), &df_schema)).collect()
+    }
+
     /// The filters on attributes. To the optimizer they are on a struct, which it does not push into
     /// a scan; but many files have the attribute as a plain column. The filter above the scan stays
     /// and sees to the others.
-    fn attribute_predicate(&self, state: &dyn Session, filters: &[Expr]) -> Result<Option<Arc<dyn PhysicalExpr>>> {
-        let df_schema = DFSchema::try_from(Arc::clone(&self.schema))?;
-        let mut predicates = Vec::new();
-        for filter in filters {
-            let predicate = state.create_physical_expr(filter.clone(), &df_schema)?;
+    fn attribute_predicate(predicates: &[Arc<dyn PhysicalExpr>]) -> Result<Option<Arc<dyn PhysicalExpr>>> {
+        let mut on_attributes = Vec::new();
+        for predicate in predicates {
             let mut is_on_attribute = false;
             predicate.apply(|expr| {
                 is_on_attribute |= attribute_key(expr).is_some();
                 Ok(if is_on_attribute { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
             })?;
             if is_on_attribute {
-                predicates.push(predicate);
+                on_attributes.push(Arc::clone(predicate));
             }
         }
-        Ok(conjunction_opt(predicates))
+        Ok(conjunction_opt(on_attributes))
+    }
+
+    /// The blocks of each segment that may have what the predicates need, and only segments that
+    /// have such blocks.
+    async fn with_blocks(
+        &self,
+        state: &dyn Session,
+        segments: Vec<SegmentFile>,
+        predicates: &[Arc<dyn PhysicalExpr>],
+    ) -> (Vec<SegmentFile>, Vec<Option<Blocks>>) {
+        let cache = state.config().get_extension::<FilterCache>();
+        let (Some(cache), Some(need)) = (cache, needed(predicates)) else { return (segments, Vec::new()) };
+        if !segments.iter().any(|segment| segment.filters) {
+            return (segments, Vec::new());
+        }
+        let blocks = blocks_of(cache, &segments, need, state.config().target_partitions()).await;
+        let of = |count: fn(&Blocks) -> usize| blocks.iter().flatten().map(count).sum::<usize>() as u64;
+        let total = of(Blocks::total);
+        self.counters.blocks_total.fetch_add(total, Ordering::Relaxed);
+        self.counters.blocks_pruned.fetch_add(total - of(Blocks::chosen), Ordering::Relaxed);
+        let found = segments.into_iter().zip(blocks);
+        found.filter(|(_, blocks)| blocks.as_ref().is_none_or(|blocks| blocks.chosen() > 0)).unzip()
     }
 
     fn scan_segments(
         &self,
         state: &dyn Session,
-        segments: &[SegmentFile],
+        (segments, blocks): (&[SegmentFile], &[Option<Blocks>]),
         projection: Option<&Vec<usize>>,
-        filters: &[Expr],
+        predicates: &[Arc<dyn PhysicalExpr>],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let predicate = self.attribute_predicate(state, filters)?;
+        let predicate = Self::attribute_predicate(predicates)?;
+        let of = |count: fn(&Blocks) -> usize| blocks.iter().flatten().map(count).sum::<usize>();
+        let (total, chosen) = (of(Blocks::total), of(Blocks::chosen));
         scan_files(
             state,
             &self.schema,
             segments,
+            blocks,
             projection,
-            |source| match predicate {
-                Some(predicate) => source.with_predicate(predicate),
-                None => source,
+            |source| {
+                if total > 0 {
+                    let shown = MetricBuilder::new(source.metrics()).pruning_metrics("blocks_pruned_filters", 0);
+                    shown.add_pruned(total - chosen);
+                    shown.add_matched(chosen);
+                }
+                match predicate {
+                    Some(predicate) => source.with_predicate(predicate),
+                    None => source,
+                }
             },
             |config| config.with_limit(limit).with_expr_adapter(Some(Arc::new(AdapterFactory(self.table)))),
         )
@@ -274,6 +376,8 @@ impl TableProvider for PhysicalTable {
             .filter(|(_, keep)| **keep)
             .map(|(segment, _)| segment.clone())
             .collect();
+        let predicates = self.predicates(state, filters)?;
+        let (segments, blocks) = self.with_blocks(state, segments, &predicates).await;
         let total = self.rows.segments.len();
         self.counters.segments_total.fetch_add(total as u64, Ordering::Relaxed);
         self.counters.segments_pruned.fetch_add((total - segments.len()) as u64, Ordering::Relaxed);
@@ -282,7 +386,7 @@ impl TableProvider for PhysicalTable {
 
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(2);
         if !segments.is_empty() {
-            inputs.push(self.scan_segments(state, &segments, projection, filters, limit)?);
+            inputs.push(self.scan_segments(state, (&segments, &blocks), projection, &predicates, limit)?);
             self.counters.opened(segments);
         }
         if memory_rows > 0 || inputs.is_empty() {

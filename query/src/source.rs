@@ -33,6 +33,8 @@ pub struct SegmentFile {
     pub min_time: i64,
     /// The greatest time of a row, nanoseconds since the epoch.
     pub max_time: i64,
+    /// Whether it may have block filters.
+    pub filters: bool,
     /// What keeps the file from being deleted, if anything has to.
     pub pin: Option<Arc<dyn Any + Send + Sync>>,
 }

@@ -72,6 +72,7 @@ impl StoreSource {
                         bytes: meta.bytes,
                         min_time: meta.min_time.0,
                         max_time: meta.max_time.0,
+                        filters: meta.has_filters(),
                         pin: Some(Arc::clone(segment) as _),
                     }
                 })
@@ -90,6 +91,7 @@ fn derived_file(segment: &Arc<DerivedSegment>) -> SegmentFile {
         bytes: meta.bytes,
         min_time: meta.min_time.0,
         max_time: meta.max_time.0,
+        filters: false,
         pin: Some(Arc::clone(segment) as _),
     }
 }

@@ -258,6 +258,7 @@ impl TestSource {
             bytes: written.len() as u64,
             min_time: time.values().iter().copied().min().unwrap(),
             max_time: time.values().iter().copied().max().unwrap(),
+            filters: false,
             pin: None,
         };
         state.written.insert(id, written);

@@ -10,6 +10,7 @@
 //! - [`wal`]: the write-ahead log; [`record`]: the bytes of an entry in it
 //! - [`segment`]: one Parquet file; [`layout`]: its columns; [`gather`]: rows from one layout to another;
 //!   [`catalog`]: the attribute keys in it
+//! - [`filter`]: which blocks of a merged segment's rows may hold a value
 //! - [`follow`]: rows handed to whoever follows them, as they are published
 //! - `derived`: `span_metrics` and `service_edges`, counted as spans come in
 //! - [`compaction`] and [`retention`]: what to merge and what to delete, as pure plans
@@ -21,6 +22,7 @@ pub mod compaction;
 pub mod config;
 mod derived;
 pub mod error;
+pub mod filter;
 pub mod follow;
 pub mod gather;
 pub mod layout;

@@ -30,13 +30,18 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::catalog::AttributeKinds;
 use crate::error::{StoreError, is_damage};
+use crate::filter::{BLOCK_ROWS, FilterBuilder, METADATA_FILTERS};
 #[cfg(test)]
 use crate::gather::as_table;
 use crate::layout::{Layout, Promoted};
 
 /// The version of a segment's layout. Version 1 is the table's schema as it is; since version 2
-/// columns are promoted and left out ([`crate::layout`]).
-pub const SEGMENT_FORMAT_VERSION: u32 = 2;
+/// columns are promoted and left out ([`crate::layout`]); since version 3 merged segments have
+/// block filters ([`crate::filter`]).
+pub const SEGMENT_FORMAT_VERSION: u32 = 3;
+
+/// The first version with block filters.
+const FILTERS_SINCE: u32 = 3;
 
 /// The extension of a segment's file.
 pub const SEGMENT_EXTENSION: &str = "parquet";
@@ -54,8 +59,9 @@ pub const METADATA_TENANT: &str = "godseye.tenant";
 /// False positives of the bloom filter on trace ids: one row group in a hundred is opened in vain.
 const BLOOM_FALSE_POSITIVES: f64 = 0.01;
 
-/// Rows of a page: a page is the smallest unit that the page index can skip.
-const PAGE_ROWS_MAX: usize = 10_000;
+/// Rows of a page: a page is the smallest unit that the page index can skip, and a block of the
+/// filters is one.
+const PAGE_ROWS_MAX: usize = BLOCK_ROWS;
 
 /// The dictionary of stack frames, of which there are many distinct ones that still repeat, bytes:
 /// the default of 1 MiB would fall back to plain halfway through a row group.
@@ -76,15 +82,17 @@ pub(crate) struct Packing {
     zstd_level: i32,
     row_group_rows_max: usize,
     row_group_bytes_max: usize,
+    /// With block filters.
+    filters: bool,
 }
 
 impl Packing {
     /// A flush: quick, since the acknowledgement path shares the machine with it.
     pub(crate) const FLUSH: Self =
-        Self { zstd_level: 1, row_group_rows_max: 128 * 1024, row_group_bytes_max: 32 << 20 };
+        Self { zstd_level: 1, row_group_rows_max: 128 * 1024, row_group_bytes_max: 32 << 20, filters: false };
     /// A merge: it happens a few times in a row's life and is read for the rest of it.
     pub(crate) const MERGE: Self =
-        Self { zstd_level: 3, row_group_rows_max: 512 * 1024, row_group_bytes_max: 32 << 20 };
+        Self { zstd_level: 3, row_group_rows_max: 512 * 1024, row_group_bytes_max: 32 << 20, filters: true };
 }
 
 /// What is known of a segment without opening it.
@@ -123,6 +131,12 @@ impl SegmentMeta {
     #[must_use]
     pub fn file_name(&self) -> String {
         file_name(self.id)
+    }
+
+    /// Whether it may have block filters ([`crate::filter`]): merged ones have.
+    #[must_use]
+    pub const fn has_filters(&self) -> bool {
+        self.level > 0 && self.format_version >= FILTERS_SINCE
     }
 
     /// The time its age is reckoned from: its latest row, but never after it was stored, so that a
@@ -283,7 +297,9 @@ fn leaf_properties(builder: WriterPropertiesBuilder, leaf: &Leaf, packing: Packi
         // Times and durations are near their neighbours once sorted.
         (_, DataType::Timestamp(_, _)) | ("duration_ns", _) => plain(builder, Encoding::DELTA_BINARY_PACKED),
         // The version of Parquet that is written has no dictionaries for ids, but zstd finds the
-        // neighbours of one trace. A span's own id never repeats, so there is nothing to gain.
+        // neighbours of one trace. A span's own id never repeats, so there is nothing to gain. Block
+        // filters say all that a Bloom filter of a row group could.
+        ("trace_id", _) if leaf.top_level && packing.filters => plain(builder, Encoding::PLAIN),
         ("trace_id", _) if leaf.top_level => plain(builder, Encoding::PLAIN)
             .set_column_bloom_filter_enabled(path(), true)
             .set_column_bloom_filter_fpp(path(), BLOOM_FALSE_POSITIVES)
@@ -336,6 +352,17 @@ pub(crate) struct Written {
 pub(crate) struct Varied(BTreeSet<Promoted>);
 
 impl Varied {
+    /// These.
+    #[cfg(test)]
+    pub(crate) fn of_pairs(pairs: impl IntoIterator<Item = Promoted>) -> Self {
+        Self(pairs.into_iter().collect())
+    }
+
+    /// Whether the values of a pair hardly repeat.
+    pub(crate) fn contains(&self, pair: &Promoted) -> bool {
+        self.0.contains(pair)
+    }
+
     /// Finds them in a sample of the rows, a batch of the layout.
     pub(crate) fn in_sample(layout: &Layout, sample: &RecordBatch) -> Self {
         let varied = |index: &usize| {
@@ -384,6 +411,8 @@ fn distinct_values(column: &ArrayRef) -> usize {
 /// Writes a segment under a temporary name.
 pub(crate) struct SegmentWriter {
     writer: ArrowWriter<HashingFile>,
+    filters: Option<FilterBuilder>,
+    packing: Packing,
     table: Table,
     path: PathBuf,
     rows: u64,
@@ -406,7 +435,9 @@ impl SegmentWriter {
         let properties = properties(layout, tenant, packing, varied);
         let writer = ArrowWriter::try_new(file, Arc::clone(layout.schema()), Some(properties))
             .map_err(StoreError::parquet("create", path))?;
-        Ok(Self { writer, table, path: path.to_owned(), rows: 0, min_time: i64::MAX, max_time: i64::MIN })
+        let filters = packing.filters.then(|| FilterBuilder::new(layout, varied)).filter(|filters| !filters.is_empty());
+        let path = path.to_owned();
+        Ok(Self { writer, filters, packing, table, path, rows: 0, min_time: i64::MAX, max_time: i64::MIN })
     }
 
     /// Appends rows of the layout, which must continue the table's order.
@@ -418,11 +449,32 @@ impl SegmentWriter {
         self.min_time = min(times).map_or(self.min_time, |time| time.min(self.min_time));
         self.max_time = max(times).map_or(self.max_time, |time| time.max(self.max_time));
         self.rows += batch.num_rows() as u64;
-        self.writer.write(batch).map_err(StoreError::parquet("write", &self.path))
+        let Some(filters) = &mut self.filters else {
+            return self.writer.write(batch).map_err(StoreError::parquet("write", &self.path));
+        };
+        let mut at = 0;
+        while at < batch.num_rows() {
+            let part = batch.slice(at, filters.room().min(batch.num_rows() - at));
+            at += part.num_rows();
+            self.writer.write(&part).map_err(StoreError::parquet("write", &self.path))?;
+            filters.add(&part, |bytes| write_between(&mut self.writer, bytes, &self.path))?;
+            // Row groups end where blocks do, so that a block is one page of each column. The
+            // writer's own limit is for rows so wide that one block is too much.
+            let soon_full = self.writer.in_progress_size() > self.packing.row_group_bytes_max / 16 * 15;
+            if filters.is_between_blocks() && soon_full {
+                self.writer.flush().map_err(StoreError::parquet("write", &self.path))?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes the footer and makes the file durable. Its name is not, yet.
     pub(crate) fn finish(mut self) -> Result<Written, StoreError> {
+        if let Some(filters) = self.filters.take() {
+            let directory = filters.finish(|bytes| write_between(&mut self.writer, bytes, &self.path))?;
+            let entry = KeyValue::new(METADATA_FILTERS.to_owned(), directory.to_json());
+            self.writer.append_key_value_metadata(entry);
+        }
         self.writer.finish().map_err(StoreError::parquet("finish", &self.path))?;
         let file = self.writer.inner();
         file.file.sync_all().map_err(StoreError::io("sync", &self.path))?;
@@ -434,6 +486,13 @@ impl SegmentWriter {
             checksum: file.hash.digest(),
         })
     }
+}
+
+/// Writes bytes between row groups, where readers of Parquet do not look; returns where they begin.
+fn write_between(writer: &mut ArrowWriter<HashingFile>, bytes: &[u8], path: &Path) -> Result<u64, StoreError> {
+    let at = writer.bytes_written() as u64;
+    writer.write_all(bytes).map_err(StoreError::io("write", path))?;
+    Ok(at)
 }
 
 /// A segment's file, opened: its footer is read, its rows are not.
