@@ -11,6 +11,7 @@
 //! - [`segment`]: one Parquet file; [`layout`]: its columns; [`gather`]: rows from one layout to another;
 //!   [`catalog`]: the attribute keys in it
 //! - [`follow`]: rows handed to whoever follows them, as they are published
+//! - [`sink`]: a database instead of segments
 //! - `derived`: `span_metrics` and `service_edges`, counted as spans come in
 //! - [`compaction`] and [`retention`]: what to merge and what to delete, as pure plans
 //! - [`config`], [`error`], [`metrics`]: what their names say
@@ -31,6 +32,7 @@ pub mod metrics;
 pub mod record;
 pub mod retention;
 pub mod segment;
+pub mod sink;
 mod sort;
 pub mod store;
 #[cfg(test)]
@@ -46,4 +48,5 @@ pub use layout::{Layout, Promoted};
 pub use metrics::Metrics;
 pub use record::LogEntryMeta;
 pub use segment::{Segment, SegmentFile, SegmentMeta};
+pub use sink::{Cut, Sink, SinkError};
 pub use store::{DerivedSnapshot, DerivedTables, Entry, ReplayProgress, Snapshot, Stats, Store, TableSnapshot};

@@ -46,6 +46,7 @@ use crate::segment::{
     Packing, SEGMENT_EXTENSION, SEGMENT_FORMAT_VERSION, Segment, SegmentMeta, SegmentWriter, TEMPORARY_EXTENSION,
     Varied, Written, check_footer, checksum, file_name,
 };
+use crate::sink::{Cut, Sink};
 use crate::sort;
 use crate::wal::{self, Record, Recovery, Wal, WalOptions};
 
@@ -90,6 +91,7 @@ pub(crate) enum Step {
     AfterRenameBeforeManifest,
     AfterManifestBeforePublish,
     AfterPublishBeforeWalTruncate,
+    AfterCutBeforeSink,
     CompactionBeforeCommit,
     CompactionAfterCommit,
     DerivedBeforeCommit,
@@ -285,6 +287,24 @@ impl State {
             .unwrap_or(self.published_seq + 1)
     }
 
+    /// Freezes what a process before this one had cut, so that the same is cut again.
+    fn restore(&mut self, cut: [Memtable; Table::COUNT], ends: [Option<u64>; Table::COUNT]) {
+        for (memtable, end) in cut.into_iter().zip(ends) {
+            if let Some(high_water) = end.filter(|_| !memtable.is_empty()) {
+                let table = memtable.table();
+                self.spans_frozen += u64::from(table == Table::Spans);
+                self.frozen[table.index()] = Some(Arc::new(Frozen { memtable, high_water, covered_seq: 0 }));
+            }
+        }
+        // What a flush of one covers depends on where the others begin.
+        for table in Table::ALL {
+            let covered_seq = self.first_unflushed(Some(table)) - 1;
+            if let Some(frozen) = self.frozen[table.index()].as_mut().and_then(Arc::get_mut) {
+                frozen.covered_seq = covered_seq;
+            }
+        }
+    }
+
     fn add(&mut self, key: &(TenantId, Table), segment: Arc<Segment>) {
         let live = self.live.entry(key.clone()).or_default();
         *live = live.replaced(&[], Some(segment)).0;
@@ -402,6 +422,9 @@ pub struct Store {
     state: Mutex<State>,
     followers: Followers,
     observer: OnceLock<Arc<dyn Observer>>,
+    /// Where flushed rows go instead of segments.
+    sink: Option<Arc<dyn Sink>>,
+    log_id: [u8; 16],
     /// Told when a flush has made room in memory.
     room: Condvar,
     /// The one under way; between its steps the compactor does other work.
@@ -443,6 +466,19 @@ impl Store {
     /// [`StoreError`] when the directory is in use, of a later release, or cannot be read. Damage
     /// in the log or in segments is no error: it is logged, counted, and set aside.
     pub fn open(config: StoreConfig, progress: &ReplayProgress, metrics: Metrics) -> Result<Arc<Self>, StoreError> {
+        Self::open_with(config, None, progress, metrics)
+    }
+
+    /// As [`Store::open`], but flushed rows go to a sink. Segments that are there already stay and are read.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(
+        config: StoreConfig,
+        sink: Option<Arc<dyn Sink>>,
+        progress: &ReplayProgress,
+        metrics: Metrics,
+    ) -> Result<Arc<Self>, StoreError> {
         let dir = DataDir::open(&config.data_dir)?;
         refuse_orphaned_segments(&dir)?;
         let mut manifest = Manifest::open(&dir.manifest())?;
@@ -486,6 +522,8 @@ impl Store {
         let mut replay = Replay {
             state: &mut state,
             high_water: loaded.high_water,
+            cuts: loaded.cuts,
+            cut: Table::ALL.map(Memtable::new),
             now: config.clock.now(),
             quarantine: dir.quarantine(),
             undecodable: 0,
@@ -506,13 +544,17 @@ impl Store {
             (wal, recovery) = Wal::open(options, &progress.log, &mut |_| Ok(()))?;
         }
         metrics.wal_records_undecodable.inc_by(replay.undecodable);
+        let cut = replay.cut;
         state.published_seq = wal.next_seq() - 1;
+        state.restore(cut, loaded.cuts);
         report(&recovery, &metrics);
 
         let seed = RandomState::new().hash_one(loaded.next_segment_id);
         let store = Arc::new(Self {
             flushing: Mutex::default(),
             wal_bytes: AtomicU64::new(wal.bytes()),
+            log_id: wal.id(),
+            sink,
             wal: Mutex::new(wal),
             ledger_gate: RwLock::new(()),
             manifest: Mutex::new(manifest),
@@ -880,7 +922,7 @@ impl Store {
         while !stop.load(Ordering::Acquire) {
             let mut failed = false;
             for table in self.due() {
-                if let Err(error) = self.flush(table) {
+                if let Err(error) = self.flush_unless(table, stop) {
                     tracing::error!(%table, %error, retry_in_ms = delay.as_millis(), "flush failed; its rows stay in memory and in the log");
                     failed = true;
                 }
@@ -954,11 +996,16 @@ impl Store {
 
     /// Flushes one table: what is unflushed becomes segments, one per tenant, in one transaction.
     fn flush(&self, table: Table) -> Result<(), StoreError> {
+        self.flush_unless(table, &AtomicBool::new(false))
+    }
+
+    /// As [`Store::flush`], but a sink that waits gives up when `stop` is set.
+    fn flush_unless(&self, table: Table, stop: &AtomicBool) -> Result<(), StoreError> {
         let mut flushing = lock(&self.flushing);
         let Some(frozen) = self.freeze(table) else { return Ok(()) };
         let started = Instant::now();
         let prepared = &mut flushing.prepared[table.index()];
-        let outcome = self.flush_frozen(table, &frozen, prepared);
+        let outcome = self.flush_frozen(table, &frozen, prepared, stop);
         if outcome.is_err() {
             self.metrics.flush_failures.inc();
         } else {
@@ -985,9 +1032,19 @@ impl Store {
         Some(frozen)
     }
 
-    fn flush_frozen(&self, table: Table, frozen: &Frozen, prepared: &mut Option<Prepared>) -> Result<(), StoreError> {
+    fn flush_frozen(
+        &self,
+        table: Table,
+        frozen: &Frozen,
+        prepared: &mut Option<Prepared>,
+        stop: &AtomicBool,
+    ) -> Result<(), StoreError> {
         let Prepared { segments, deltas } = match prepared {
             Some(prepared) => prepared,
+            None if self.sink.is_some() => {
+                self.store_in_sink(table, frozen, stop)?;
+                prepared.insert(Prepared { segments: Vec::new(), deltas: Vec::new() })
+            }
             None => {
                 let deltas = if table == Table::Spans { self.deltas_of(frozen)? } else { Vec::new() };
                 prepared.insert(Prepared { segments: self.write_segments(table, &frozen.memtable)?, deltas })
@@ -1047,6 +1104,23 @@ impl Store {
             Err(error) => tracing::error!(%error, "cannot truncate the write-ahead log"),
         }
         Ok(())
+    }
+
+    /// Hands a frozen memtable to the sink, as a cut that a later process would make again.
+    fn store_in_sink(&self, table: Table, frozen: &Frozen, stop: &AtomicBool) -> Result<(), StoreError> {
+        let Some(sink) = &self.sink else { return Ok(()) };
+        let at = lock(&self.manifest).begin_cut(table, frozen.high_water, self.config.clock.now())?;
+        self.reach(Step::AfterCutBeforeSink)?;
+        let tenants = frozen.memtable.tenants();
+        let cut = Cut {
+            log_id: self.log_id,
+            table,
+            seq: frozen.high_water,
+            at,
+            rows: tenants.iter().map(|(tenant, rows)| (tenant, rows.batches())).collect(),
+            ledger: frozen.memtable.ledger().collect(),
+        };
+        sink.store(&cut, stop).map_err(|source| StoreError::Sink { table: table.name(), source })
     }
 
     /// Writes a memtable's rows, one segment per tenant, under their final names and durably.
@@ -1315,6 +1389,7 @@ impl Store {
             Step::AfterRenameBeforeManifest => fail::fail_point!("store_after_rename_before_manifest"),
             Step::AfterManifestBeforePublish => fail::fail_point!("store_after_manifest_before_publish"),
             Step::AfterPublishBeforeWalTruncate => fail::fail_point!("store_after_publish_before_wal_truncate"),
+            Step::AfterCutBeforeSink => fail::fail_point!("store_after_cut_before_sink"),
             Step::CompactionBeforeCommit => fail::fail_point!("store_compaction_before_commit"),
             Step::CompactionAfterCommit => fail::fail_point!("store_compaction_after_commit"),
             Step::DerivedBeforeCommit => fail::fail_point!("store_derived_before_commit"),
@@ -1362,6 +1437,9 @@ struct SegmentPlace<'a> {
 struct Replay<'a> {
     state: &'a mut State,
     high_water: [u64; Table::COUNT],
+    /// Where a sink's cuts end, and their rows.
+    cuts: [Option<u64>; Table::COUNT],
+    cut: [Memtable; Table::COUNT],
     now: Timestamp,
     quarantine: PathBuf,
     undecodable: u64,
@@ -1394,7 +1472,10 @@ impl Replay<'_> {
                         let bytes = batch_bytes(&batch);
                         (batch, bytes)
                     });
-                    self.state.active[meta.table.index()].add(record.seq, meta, batch, self.now);
+                    let index = meta.table.index();
+                    let cut = self.cuts[index].is_some_and(|seq| record.seq <= seq);
+                    let memtable = if cut { &mut self.cut[index] } else { &mut self.state.active[index] };
+                    memtable.add(record.seq, meta, batch, self.now);
                 }
                 Err(error @ RecordError::NewerVersion { .. }) => return Err(Box::new(error)),
                 Err(error) => damaged = Some(error),
