@@ -360,7 +360,7 @@ fn every_acknowledged_row_is_there_once_whatever_breaks() {
         }
         // It heals, and nobody starts anything again for it.
         proxy.set(Mode::Pass);
-        if matches!(fault, 3 | 4 | 5) {
+        if matches!(fault, 3..=5) {
             server.kill();
             part.readonly = false;
             server = ClickHouse::start_own(&part).unwrap();

@@ -226,16 +226,19 @@ impl Manifest {
     }
 
     /// Commits a flush. A flush whose high-water mark is there already was committed before, by an
-    /// attempt whose answer was lost; doing it again changes nothing.
+    /// attempt whose answer was lost; doing it again changes nothing but what is covered by now.
     pub(crate) fn commit_flush(&mut self, flush: &FlushCommit<'_>) -> Result<(), StoreError> {
         let error = StoreError::manifest;
         let transaction = begin(&mut self.connection)?;
+        transaction
+            .execute("UPDATE meta SET value = max(value, ?1) WHERE name = 'covered_seq'", [signed(flush.covered_seq)])
+            .map_err(error("set the covered sequence number"))?;
         let known: Option<i64> = transaction
             .query_row("SELECT seq FROM high_water WHERE table_number = ?1", [flush.table as u8], |row| row.get(0))
             .optional()
             .map_err(error("read a high-water mark"))?;
         if known.is_some_and(|seq| seq.cast_unsigned() >= flush.high_water) {
-            return Ok(());
+            return transaction.commit().map_err(error("commit a flush again"));
         }
         for (meta, kinds) in &flush.segments {
             insert_segment(&transaction, meta, kinds)?;
@@ -266,9 +269,6 @@ impl Manifest {
         transaction
             .execute("DELETE FROM cuts WHERE table_number = ?1", [flush.table as u8])
             .map_err(error("end a cut"))?;
-        transaction
-            .execute("UPDATE meta SET value = max(value, ?1) WHERE name = 'covered_seq'", [signed(flush.covered_seq)])
-            .map_err(error("set the covered sequence number"))?;
         transaction.commit().map_err(error("commit a flush"))
     }
 

@@ -245,7 +245,6 @@ struct Frozen {
     memtable: Memtable,
     /// Every entry of the table up to this log record is in here or in a segment.
     high_water: u64,
-    covered_seq: u64,
 }
 
 /// Everything that readers and writers must see change at once.
@@ -293,14 +292,7 @@ impl State {
             if let Some(high_water) = end.filter(|_| !memtable.is_empty()) {
                 let table = memtable.table();
                 self.spans_frozen += u64::from(table == Table::Spans);
-                self.frozen[table.index()] = Some(Arc::new(Frozen { memtable, high_water, covered_seq: 0 }));
-            }
-        }
-        // What a flush of one covers depends on where the others begin.
-        for table in Table::ALL {
-            let covered_seq = self.first_unflushed(Some(table)) - 1;
-            if let Some(frozen) = self.frozen[table.index()].as_mut().and_then(Arc::get_mut) {
-                frozen.covered_seq = covered_seq;
+                self.frozen[table.index()] = Some(Arc::new(Frozen { memtable, high_water }));
             }
         }
     }
@@ -424,6 +416,8 @@ pub struct Store {
     observer: OnceLock<Arc<dyn Observer>>,
     /// Where flushed rows go instead of segments.
     sink: Option<Arc<dyn Sink>>,
+    /// Why the last attempt of each table failed, if it did.
+    sink_troubles: Mutex<[Option<String>; Table::COUNT]>,
     log_id: [u8; 16],
     /// Told when a flush has made room in memory.
     room: Condvar,
@@ -555,6 +549,7 @@ impl Store {
             wal_bytes: AtomicU64::new(wal.bytes()),
             log_id: wal.id(),
             sink,
+            sink_troubles: Mutex::default(),
             wal: Mutex::new(wal),
             ledger_gate: RwLock::new(()),
             manifest: Mutex::new(manifest),
@@ -589,8 +584,8 @@ impl Store {
         &self.recovery
     }
 
-    /// What was lost or set aside, in sentences for an operator; empty when all is well. Damage of
-    /// the log is told until a start finds none, segments as long as they are set aside.
+    /// What was lost, set aside, or waits for a sink that fails, in sentences for an operator; empty when all is well.
+    /// Damage of the log is told until a start finds none, segments as long as they are set aside.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
         let Recovery { records_lost, damages, damages_total, .. } = &self.recovery;
@@ -606,6 +601,7 @@ impl Store {
         if quarantined > 0 {
             problems.push(format!("{quarantined} damaged segments are set aside in quarantine/"));
         }
+        problems.extend(lock(&self.sink_troubles).iter().flatten().cloned());
         problems
     }
 
@@ -1026,8 +1022,7 @@ impl Store {
         let memtable = std::mem::replace(&mut state.active[table.index()], Memtable::new(table));
         state.spans_frozen += u64::from(table == Table::Spans);
         let high_water = state.published_seq;
-        let covered_seq = state.first_unflushed(Some(table)) - 1;
-        let frozen = Arc::new(Frozen { memtable, high_water, covered_seq });
+        let frozen = Arc::new(Frozen { memtable, high_water });
         state.frozen[table.index()] = Some(Arc::clone(&frozen));
         Some(frozen)
     }
@@ -1057,7 +1052,9 @@ impl Store {
             ledger: frozen.memtable.ledger().collect(),
             deltas,
             high_water: frozen.high_water,
-            covered_seq: frozen.covered_seq,
+            // Of now, and not of when it was frozen: an attempt may have failed, and other tables been flushed since. The
+            // log is cut by what is unflushed, and a start takes what is cut and not covered for lost.
+            covered_seq: lock(&self.state).first_unflushed(Some(table)) - 1,
         };
         {
             let _gate = self.ledger_gate.write().unwrap_or_else(PoisonError::into_inner);
@@ -1120,7 +1117,9 @@ impl Store {
             rows: tenants.iter().map(|(tenant, rows)| (tenant, rows.batches())).collect(),
             ledger: frozen.memtable.ledger().collect(),
         };
-        sink.store(&cut, stop).map_err(|source| StoreError::Sink { table: table.name(), source })
+        let outcome = sink.store(&cut, stop).map_err(|source| StoreError::Sink { table: table.name(), source });
+        lock(&self.sink_troubles)[table.index()] = outcome.as_ref().err().map(ToString::to_string);
+        outcome
     }
 
     /// Writes a memtable's rows, one segment per tenant, under their final names and durably.
