@@ -16,13 +16,17 @@ use serde_json::Value;
 const MAY_USE: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("store", &["model"]),
+    ("clickhouse_store", &["model", "store"]),
     ("ingest", &["model", "store"]),
     ("query", &["model", "store"]),
     ("alerting", &["model"]),
     ("slo", &["model"]),
     ("dashboards", &["model", "store", "query"]),
     ("fixtures", &["model"]),
-    ("godseye", &["model", "store", "ingest", "query", "alerting", "slo", "dashboards", "fixtures"]),
+    (
+        "godseye",
+        &["model", "store", "clickhouse_store", "ingest", "query", "alerting", "slo", "dashboards", "fixtures"],
+    ),
 ];
 
 /// Any crate may test itself with these: they depend on nothing that is tested with them.

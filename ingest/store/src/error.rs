@@ -115,6 +115,14 @@ pub enum StoreError {
         /// The table.
         table: &'static str,
     },
+    /// The sink did not store a cut; it is tried again.
+    #[error("cannot store rows of `{table}`: {source}")]
+    Sink {
+        /// The table.
+        table: &'static str,
+        /// Why.
+        source: crate::sink::SinkError,
+    },
     /// A test asked the store to stop here, as a crash would.
     #[cfg(test)]
     #[error("stopped at {step}")]

@@ -12,6 +12,7 @@
 //!   [`catalog`]: the attribute keys in it
 //! - [`filter`]: which blocks of a merged segment's rows may hold a value
 //! - [`follow`]: rows handed to whoever follows them, as they are published
+//! - [`sink`]: a database instead of segments
 //! - `derived`: `span_metrics` and `service_edges`, counted as spans come in
 //! - [`compaction`] and [`retention`]: what to merge and what to delete, as pure plans
 //! - [`config`], [`error`], [`metrics`]: what their names say
@@ -33,6 +34,7 @@ pub mod metrics;
 pub mod record;
 pub mod retention;
 pub mod segment;
+pub mod sink;
 mod sort;
 pub mod store;
 #[cfg(test)]
@@ -48,4 +50,5 @@ pub use layout::{Layout, Promoted};
 pub use metrics::Metrics;
 pub use record::LogEntryMeta;
 pub use segment::{Segment, SegmentFile, SegmentMeta};
+pub use sink::{Cut, Sink, SinkError};
 pub use store::{DerivedSnapshot, DerivedTables, Entry, ReplayProgress, Snapshot, Stats, Store, TableSnapshot};

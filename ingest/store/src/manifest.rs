@@ -63,6 +63,13 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT, WITHOUT ROWID;
 ",
     derived::MIGRATION,
+    "
+    CREATE TABLE cuts (
+        table_number INTEGER PRIMARY KEY,
+        seq          INTEGER NOT NULL,
+        at           INTEGER NOT NULL
+    ) STRICT;
+",
 ];
 
 /// What the manifest held at start.
@@ -78,6 +85,8 @@ pub(crate) struct Loaded {
     pub(crate) covered_seq: u64,
     /// The next segment's number.
     pub(crate) next_segment_id: u64,
+    /// The log record that ends a cut of each table which a sink may have; indexed by [`Table::index`].
+    pub(crate) cuts: [Option<u64>; Table::COUNT],
 }
 
 /// What a flush of one table adds.
@@ -146,6 +155,7 @@ impl Manifest {
             high_water: [0; Table::COUNT],
             covered_seq: self.meta("covered_seq")?,
             next_segment_id: self.meta("next_segment_id")?,
+            cuts: [None; Table::COUNT],
         };
         let mut statement = self
             .connection
@@ -193,6 +203,14 @@ impl Manifest {
             let table = table_of(table).ok_or_else(|| self.damaged(format!("high-water mark of table {table}")))?;
             loaded.high_water[table.index()] = seq.cast_unsigned();
         }
+        let mut statement =
+            self.connection.prepare("SELECT table_number, seq FROM cuts").map_err(error("read the cuts"))?;
+        let mut rows = statement.query([]).map_err(error("read the cuts"))?;
+        while let Some(row) = rows.next().map_err(error("read the cuts"))? {
+            let (table, seq): (i64, i64) = row.try_into().map_err(error("read the cuts"))?;
+            let table = table_of(table).ok_or_else(|| self.damaged(format!("cut of table {table}")))?;
+            loaded.cuts[table.index()] = Some(seq.cast_unsigned());
+        }
         Ok(loaded)
     }
 
@@ -208,16 +226,19 @@ impl Manifest {
     }
 
     /// Commits a flush. A flush whose high-water mark is there already was committed before, by an
-    /// attempt whose answer was lost; doing it again changes nothing.
+    /// attempt whose answer was lost; doing it again changes nothing but what is covered by now.
     pub(crate) fn commit_flush(&mut self, flush: &FlushCommit<'_>) -> Result<(), StoreError> {
         let error = StoreError::manifest;
         let transaction = begin(&mut self.connection)?;
+        transaction
+            .execute("UPDATE meta SET value = max(value, ?1) WHERE name = 'covered_seq'", [signed(flush.covered_seq)])
+            .map_err(error("set the covered sequence number"))?;
         let known: Option<i64> = transaction
             .query_row("SELECT seq FROM high_water WHERE table_number = ?1", [flush.table as u8], |row| row.get(0))
             .optional()
             .map_err(error("read a high-water mark"))?;
         if known.is_some_and(|seq| seq.cast_unsigned() >= flush.high_water) {
-            return Ok(());
+            return transaction.commit().map_err(error("commit a flush again"));
         }
         for (meta, kinds) in &flush.segments {
             insert_segment(&transaction, meta, kinds)?;
@@ -246,9 +267,28 @@ impl Manifest {
             )
             .map_err(error("set a high-water mark"))?;
         transaction
-            .execute("UPDATE meta SET value = max(value, ?1) WHERE name = 'covered_seq'", [signed(flush.covered_seq)])
-            .map_err(error("set the covered sequence number"))?;
+            .execute("DELETE FROM cuts WHERE table_number = ?1", [flush.table as u8])
+            .map_err(error("end a cut"))?;
         transaction.commit().map_err(error("commit a flush"))
+    }
+
+    /// Makes it durable that a table is cut behind a log record, before a sink gets the cut. Returns when that was: of a
+    /// cut that is known already, its first time. [`Manifest::commit_flush`] forgets it.
+    pub(crate) fn begin_cut(&mut self, table: Table, seq: u64, now: Timestamp) -> Result<Timestamp, StoreError> {
+        let error = StoreError::manifest;
+        let transaction = begin(&mut self.connection)?;
+        transaction
+            .execute(
+                "INSERT INTO cuts (table_number, seq, at) VALUES (?1, ?2, ?3)
+                 ON CONFLICT DO UPDATE SET seq = excluded.seq, at = excluded.at WHERE seq <> excluded.seq",
+                params![table as u8, signed(seq), now.0],
+            )
+            .map_err(error("begin a cut"))?;
+        let at = transaction
+            .query_row("SELECT at FROM cuts WHERE table_number = ?1", [table as u8], |row| row.get(0))
+            .map_err(error("begin a cut"))?;
+        transaction.commit().map_err(error("begin a cut"))?;
+        Ok(Timestamp(at))
     }
 
     /// Commits a merge, unless one of the inputs is gone (expired or set aside) in the meantime.

@@ -46,6 +46,7 @@ use crate::segment::{
     Packing, SEGMENT_EXTENSION, SEGMENT_FORMAT_VERSION, Segment, SegmentMeta, SegmentWriter, TEMPORARY_EXTENSION,
     Varied, Written, check_footer, checksum, file_name,
 };
+use crate::sink::{Cut, Sink};
 use crate::sort;
 use crate::wal::{self, Record, Recovery, Wal, WalOptions};
 
@@ -90,6 +91,7 @@ pub(crate) enum Step {
     AfterRenameBeforeManifest,
     AfterManifestBeforePublish,
     AfterPublishBeforeWalTruncate,
+    AfterCutBeforeSink,
     CompactionBeforeCommit,
     CompactionAfterCommit,
     DerivedBeforeCommit,
@@ -243,7 +245,6 @@ struct Frozen {
     memtable: Memtable,
     /// Every entry of the table up to this log record is in here or in a segment.
     high_water: u64,
-    covered_seq: u64,
 }
 
 /// Everything that readers and writers must see change at once.
@@ -283,6 +284,17 @@ impl State {
             .filter_map(|memtable| memtable.seqs().map(|seqs| seqs.0))
             .min()
             .unwrap_or(self.published_seq + 1)
+    }
+
+    /// Freezes what a process before this one had cut, so that the same is cut again.
+    fn restore(&mut self, cut: [Memtable; Table::COUNT], ends: [Option<u64>; Table::COUNT]) {
+        for (memtable, end) in cut.into_iter().zip(ends) {
+            if let Some(high_water) = end.filter(|_| !memtable.is_empty()) {
+                let table = memtable.table();
+                self.spans_frozen += u64::from(table == Table::Spans);
+                self.frozen[table.index()] = Some(Arc::new(Frozen { memtable, high_water }));
+            }
+        }
     }
 
     fn add(&mut self, key: &(TenantId, Table), segment: Arc<Segment>) {
@@ -402,6 +414,11 @@ pub struct Store {
     state: Mutex<State>,
     followers: Followers,
     observer: OnceLock<Arc<dyn Observer>>,
+    /// Where flushed rows go instead of segments.
+    sink: Option<Arc<dyn Sink>>,
+    /// Why the last attempt of each table failed, if it did.
+    sink_troubles: Mutex<[Option<String>; Table::COUNT]>,
+    log_id: [u8; 16],
     /// Told when a flush has made room in memory.
     room: Condvar,
     /// The one under way; between its steps the compactor does other work.
@@ -443,6 +460,19 @@ impl Store {
     /// [`StoreError`] when the directory is in use, of a later release, or cannot be read. Damage
     /// in the log or in segments is no error: it is logged, counted, and set aside.
     pub fn open(config: StoreConfig, progress: &ReplayProgress, metrics: Metrics) -> Result<Arc<Self>, StoreError> {
+        Self::open_with(config, None, progress, metrics)
+    }
+
+    /// As [`Store::open`], but flushed rows go to a sink. Segments that are there already stay and are read.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(
+        config: StoreConfig,
+        sink: Option<Arc<dyn Sink>>,
+        progress: &ReplayProgress,
+        metrics: Metrics,
+    ) -> Result<Arc<Self>, StoreError> {
         let dir = DataDir::open(&config.data_dir)?;
         refuse_orphaned_segments(&dir)?;
         let mut manifest = Manifest::open(&dir.manifest())?;
@@ -486,6 +516,8 @@ impl Store {
         let mut replay = Replay {
             state: &mut state,
             high_water: loaded.high_water,
+            cuts: loaded.cuts,
+            cut: Table::ALL.map(Memtable::new),
             now: config.clock.now(),
             quarantine: dir.quarantine(),
             undecodable: 0,
@@ -506,13 +538,18 @@ impl Store {
             (wal, recovery) = Wal::open(options, &progress.log, &mut |_| Ok(()))?;
         }
         metrics.wal_records_undecodable.inc_by(replay.undecodable);
+        let cut = replay.cut;
         state.published_seq = wal.next_seq() - 1;
+        state.restore(cut, loaded.cuts);
         report(&recovery, &metrics);
 
         let seed = RandomState::new().hash_one(loaded.next_segment_id);
         let store = Arc::new(Self {
             flushing: Mutex::default(),
             wal_bytes: AtomicU64::new(wal.bytes()),
+            log_id: wal.id(),
+            sink,
+            sink_troubles: Mutex::default(),
             wal: Mutex::new(wal),
             ledger_gate: RwLock::new(()),
             manifest: Mutex::new(manifest),
@@ -547,8 +584,8 @@ impl Store {
         &self.recovery
     }
 
-    /// What was lost or set aside, in sentences for an operator; empty when all is well. Damage of
-    /// the log is told until a start finds none, segments as long as they are set aside.
+    /// What was lost, set aside, or waits for a sink that fails, in sentences for an operator; empty when all is well.
+    /// Damage of the log is told until a start finds none, segments as long as they are set aside.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
         let Recovery { records_lost, damages, damages_total, .. } = &self.recovery;
@@ -564,6 +601,7 @@ impl Store {
         if quarantined > 0 {
             problems.push(format!("{quarantined} damaged segments are set aside in quarantine/"));
         }
+        problems.extend(lock(&self.sink_troubles).iter().flatten().cloned());
         problems
     }
 
@@ -880,7 +918,7 @@ impl Store {
         while !stop.load(Ordering::Acquire) {
             let mut failed = false;
             for table in self.due() {
-                if let Err(error) = self.flush(table) {
+                if let Err(error) = self.flush_unless(table, stop) {
                     tracing::error!(%table, %error, retry_in_ms = delay.as_millis(), "flush failed; its rows stay in memory and in the log");
                     failed = true;
                 }
@@ -954,11 +992,16 @@ impl Store {
 
     /// Flushes one table: what is unflushed becomes segments, one per tenant, in one transaction.
     fn flush(&self, table: Table) -> Result<(), StoreError> {
+        self.flush_unless(table, &AtomicBool::new(false))
+    }
+
+    /// As [`Store::flush`], but a sink that waits gives up when `stop` is set.
+    fn flush_unless(&self, table: Table, stop: &AtomicBool) -> Result<(), StoreError> {
         let mut flushing = lock(&self.flushing);
         let Some(frozen) = self.freeze(table) else { return Ok(()) };
         let started = Instant::now();
         let prepared = &mut flushing.prepared[table.index()];
-        let outcome = self.flush_frozen(table, &frozen, prepared);
+        let outcome = self.flush_frozen(table, &frozen, prepared, stop);
         if outcome.is_err() {
             self.metrics.flush_failures.inc();
         } else {
@@ -979,15 +1022,24 @@ impl Store {
         let memtable = std::mem::replace(&mut state.active[table.index()], Memtable::new(table));
         state.spans_frozen += u64::from(table == Table::Spans);
         let high_water = state.published_seq;
-        let covered_seq = state.first_unflushed(Some(table)) - 1;
-        let frozen = Arc::new(Frozen { memtable, high_water, covered_seq });
+        let frozen = Arc::new(Frozen { memtable, high_water });
         state.frozen[table.index()] = Some(Arc::clone(&frozen));
         Some(frozen)
     }
 
-    fn flush_frozen(&self, table: Table, frozen: &Frozen, prepared: &mut Option<Prepared>) -> Result<(), StoreError> {
+    fn flush_frozen(
+        &self,
+        table: Table,
+        frozen: &Frozen,
+        prepared: &mut Option<Prepared>,
+        stop: &AtomicBool,
+    ) -> Result<(), StoreError> {
         let Prepared { segments, deltas } = match prepared {
             Some(prepared) => prepared,
+            None if self.sink.is_some() => {
+                self.store_in_sink(table, frozen, stop)?;
+                prepared.insert(Prepared { segments: Vec::new(), deltas: Vec::new() })
+            }
             None => {
                 let deltas = if table == Table::Spans { self.deltas_of(frozen)? } else { Vec::new() };
                 prepared.insert(Prepared { segments: self.write_segments(table, &frozen.memtable)?, deltas })
@@ -1000,7 +1052,9 @@ impl Store {
             ledger: frozen.memtable.ledger().collect(),
             deltas,
             high_water: frozen.high_water,
-            covered_seq: frozen.covered_seq,
+            // Of now, and not of when it was frozen: an attempt may have failed, and other tables been flushed since. The
+            // log is cut by what is unflushed, and a start takes what is cut and not covered for lost.
+            covered_seq: lock(&self.state).first_unflushed(Some(table)) - 1,
         };
         {
             let _gate = self.ledger_gate.write().unwrap_or_else(PoisonError::into_inner);
@@ -1047,6 +1101,25 @@ impl Store {
             Err(error) => tracing::error!(%error, "cannot truncate the write-ahead log"),
         }
         Ok(())
+    }
+
+    /// Hands a frozen memtable to the sink, as a cut that a later process would make again.
+    fn store_in_sink(&self, table: Table, frozen: &Frozen, stop: &AtomicBool) -> Result<(), StoreError> {
+        let Some(sink) = &self.sink else { return Ok(()) };
+        let at = lock(&self.manifest).begin_cut(table, frozen.high_water, self.config.clock.now())?;
+        self.reach(Step::AfterCutBeforeSink)?;
+        let tenants = frozen.memtable.tenants();
+        let cut = Cut {
+            log_id: self.log_id,
+            table,
+            seq: frozen.high_water,
+            at,
+            rows: tenants.iter().map(|(tenant, rows)| (tenant, rows.batches())).collect(),
+            ledger: frozen.memtable.ledger().collect(),
+        };
+        let outcome = sink.store(&cut, stop).map_err(|source| StoreError::Sink { table: table.name(), source });
+        lock(&self.sink_troubles)[table.index()] = outcome.as_ref().err().map(ToString::to_string);
+        outcome
     }
 
     /// Writes a memtable's rows, one segment per tenant, under their final names and durably.
@@ -1315,6 +1388,7 @@ impl Store {
             Step::AfterRenameBeforeManifest => fail::fail_point!("store_after_rename_before_manifest"),
             Step::AfterManifestBeforePublish => fail::fail_point!("store_after_manifest_before_publish"),
             Step::AfterPublishBeforeWalTruncate => fail::fail_point!("store_after_publish_before_wal_truncate"),
+            Step::AfterCutBeforeSink => fail::fail_point!("store_after_cut_before_sink"),
             Step::CompactionBeforeCommit => fail::fail_point!("store_compaction_before_commit"),
             Step::CompactionAfterCommit => fail::fail_point!("store_compaction_after_commit"),
             Step::DerivedBeforeCommit => fail::fail_point!("store_derived_before_commit"),
@@ -1362,6 +1436,9 @@ struct SegmentPlace<'a> {
 struct Replay<'a> {
     state: &'a mut State,
     high_water: [u64; Table::COUNT],
+    /// Where a sink's cuts end, and their rows.
+    cuts: [Option<u64>; Table::COUNT],
+    cut: [Memtable; Table::COUNT],
     now: Timestamp,
     quarantine: PathBuf,
     undecodable: u64,
@@ -1394,7 +1471,10 @@ impl Replay<'_> {
                         let bytes = batch_bytes(&batch);
                         (batch, bytes)
                     });
-                    self.state.active[meta.table.index()].add(record.seq, meta, batch, self.now);
+                    let index = meta.table.index();
+                    let cut = self.cuts[index].is_some_and(|seq| record.seq <= seq);
+                    let memtable = if cut { &mut self.cut[index] } else { &mut self.state.active[index] };
+                    memtable.add(record.seq, meta, batch, self.now);
                 }
                 Err(error @ RecordError::NewerVersion { .. }) => return Err(Box::new(error)),
                 Err(error) => damaged = Some(error),

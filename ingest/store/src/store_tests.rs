@@ -852,3 +852,113 @@ fn check_golden(golden: &Path, version: u32) {
     let versions: Vec<u32> = store.segments().iter().map(|segment| segment.format_version).collect();
     assert_eq!(versions, [SEGMENT_FORMAT_VERSION; Table::COUNT]);
 }
+
+/// A cut as a sink sees it: its name, when it was cut, and its spans.
+type Seen = ((Table, u64), (Timestamp, Vec<u64>));
+
+/// Keeps what it is given under the cut's name, and fails when told to: before it keeps it, or after.
+#[derive(Debug, Default)]
+struct Keeper {
+    kept: Mutex<BTreeMap<(Table, u64), Vec<u64>>>,
+    attempts: Mutex<Vec<Seen>>,
+    fails: Mutex<Option<bool>>,
+}
+
+impl Sink for Keeper {
+    fn store(&self, cut: &Cut<'_>, _stop: &AtomicBool) -> Result<(), crate::sink::SinkError> {
+        let batches = cut.rows.iter().flat_map(|(_, batches)| batches.iter().map(|batch| &**batch));
+        let rows: Vec<u64> = if cut.table == Table::Spans {
+            span_numbers(batches)
+        } else {
+            vec![batches.map(|batch| batch.num_rows() as u64).sum()]
+        };
+        let name = (cut.table, cut.seq);
+        lock(&self.attempts).push((name, (cut.at, rows.clone())));
+        let fails = *lock(&self.fails);
+        if fails != Some(true) {
+            lock(&self.kept).insert(name, rows);
+        }
+        fails.map_or(Ok(()), |_| Err("told to".into()))
+    }
+}
+
+#[test]
+fn a_sink_gets_every_cut_again_as_it_was_until_it_has_it() {
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+    for seed in 0..8 {
+        let bench = Bench::new();
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let keeper = Arc::new(Keeper::default());
+        let open = || {
+            let sink = Some(Arc::clone(&keeper) as Arc<dyn Sink>);
+            let mut config = bench.config();
+            config.derived = false;
+            let store = Store::open_with(config, sink, &ReplayProgress::default(), Metrics::default()).unwrap();
+            assert!(store.recovery().is_clean(), "seed {seed}: {:?}", store.recovery());
+            store
+        };
+        let mut store = open();
+        let (mut spans_next, mut logs_rows) = (0, 0);
+        for _ in 0..40 {
+            bench.advance(MINUTE);
+            match rng.random_range(0..4) {
+                0 | 1 => {
+                    let rows = rng.random_range(1..30);
+                    let mut entries = vec![spans("a", spans_next, rows)];
+                    spans_next += rows as u64;
+                    if rng.random() {
+                        let rows = rng.random_range(1..30);
+                        logs_rows += rows as u64;
+                        let counts = LedgerDelta { stored: rows as u64, ..LedgerDelta::default() };
+                        entries.push(entry("b", Table::Logs, Some(random_batch(Table::Logs, rows, seed)), counts));
+                    }
+                    store.append_group(entries).unwrap();
+                }
+                2 => {
+                    *lock(&keeper.fails) = [None, Some(true), Some(false)][rng.random_range(0..3)];
+                    drop(store.flush_all());
+                    *lock(&keeper.fails) = None;
+                }
+                _ => {
+                    let steps = [
+                        Step::AfterCutBeforeSink,
+                        Step::AfterRenameBeforeManifest,
+                        Step::AfterManifestBeforePublish,
+                        Step::AfterPublishBeforeWalTruncate,
+                    ];
+                    *lock(&store.fault) = Some(Fault::Stop(steps[rng.random_range(0..steps.len())]));
+                    drop(store.flush_all());
+                    drop(store);
+                    store = open();
+                }
+            }
+        }
+        store.append_group(vec![spans("a", spans_next, 1)]).unwrap();
+        spans_next += 1;
+        *lock(&keeper.fails) = Some(false);
+        assert!(store.flush_all().is_err());
+        assert!(
+            store.problems().contains(&"cannot store rows of `spans`: told to".to_owned()),
+            "{:?}",
+            store.problems()
+        );
+        *lock(&keeper.fails) = None;
+        store.flush_all().unwrap();
+        assert_eq!((store.stats().memtable_rows, store.problems()), (0, Vec::new()));
+        let kept = lock(&keeper.kept);
+        let of =
+            |table| kept.iter().filter(move |(name, _)| name.0 == table).flat_map(|(_, rows)| rows.iter().copied());
+        let mut found: Vec<u64> = of(Table::Spans).collect();
+        found.sort_unstable();
+        assert_eq!(found, (0..spans_next).collect::<Vec<_>>(), "seed {seed}: each span once");
+        assert_eq!(of(Table::Logs).sum::<u64>(), logs_rows, "seed {seed}: logs");
+        let attempts = lock(&keeper.attempts);
+        for (name, what) in attempts.iter() {
+            let first = attempts.iter().find(|(other, _)| other == name).map(|(_, what)| what);
+            assert_eq!(first, Some(what), "seed {seed}: {name:?} is what it was at first");
+        }
+        let names: BTreeSet<_> = attempts.iter().map(|(name, _)| name).collect();
+        assert!(names.len() < attempts.len(), "seed {seed}: something was tried again");
+    }
+}

@@ -126,6 +126,12 @@ impl Wal {
         Ok((wal, recovery))
     }
 
+    /// What tells this log from every other one, for as long as its directory lives.
+    #[must_use]
+    pub const fn id(&self) -> [u8; 16] {
+        self.log_id
+    }
+
     /// Appends one record, whose payload is the parts one after the other, and returns its sequence
     /// number. It is not durable until [`sync`](Self::sync) says so.
     pub fn append(&mut self, kind: u8, payload_parts: &[&[u8]]) -> Result<u64, WalError> {
