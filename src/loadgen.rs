@@ -63,6 +63,12 @@ pub struct LoadgenArgs {
     /// Items per second; 0 sends as fast as acknowledgements come
     #[arg(long, default_value_t = 0.0)]
     rate: f64,
+    /// Send the shop as time goes by, from now on, instead of as fast as acknowledgements come
+    #[arg(long, conflicts_with = "rate")]
+    live: bool,
+    /// So many seconds after the start the shop deploys a build of payment that fails one charge in eight
+    #[arg(long, value_name = "SECONDS")]
+    leaking_deploy: Option<f64>,
     /// Stop after so many seconds; 0 for never
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
@@ -108,6 +114,11 @@ pub enum LoadgenError {
 /// # Errors
 /// [`LoadgenError`].
 pub fn run(args: LoadgenArgs) -> Result<(), LoadgenError> {
+    let start_ns = Clock::System.now().0.cast_unsigned();
+    let mut shop = ShopConfig { seed: args.seed, ..ShopConfig::default() };
+    if let Some(seconds) = args.leaking_deploy {
+        shop = shop.with_leaking_deploy(start_ns.saturating_add((seconds.max(0.0) * 1e9) as u64));
+    }
     let config = LoadConfig {
         protocol: match args.protocol {
             ProtocolArg::Grpc => Protocol::Grpc,
@@ -120,7 +131,7 @@ pub fn run(args: LoadgenArgs) -> Result<(), LoadgenError> {
             CompressionArg::Zstd => Compression::Zstd,
         },
         source: match args.source {
-            SourceArg::Shop => Source::Shop(ShopConfig { seed: args.seed, ..ShopConfig::default() }),
+            SourceArg::Shop => Source::Shop(shop),
             SourceArg::Spans => Source::SpansS,
             SourceArg::Logs => Source::LogsL,
             SourceArg::Metrics => Source::MetricsM,
@@ -128,14 +139,20 @@ pub fn run(args: LoadgenArgs) -> Result<(), LoadgenError> {
             SourceArg::Ugly => Source::Ugly,
         },
         authorization: args.token.as_ref().map(|token| load::bearer(token.expose())).transpose()?,
-        pace: if args.rate > 0.0 { Pace::ItemsPerSecond(args.rate) } else { Pace::Max },
+        pace: if args.live {
+            Pace::EventTime(1.0)
+        } else if args.rate > 0.0 {
+            Pace::ItemsPerSecond(args.rate)
+        } else {
+            Pace::Max
+        },
         duration_ms: (args.seconds.max(0.0) * 1e3) as u64,
         total_items: args.items,
         connections: args.connections,
         in_flight: args.in_flight,
         distinct_batches: args.distinct_batches,
         seed: args.seed,
-        start_ns: Clock::System.now().0.cast_unsigned(),
+        start_ns,
         endpoints: args.endpoint,
         ..LoadConfig::default()
     };

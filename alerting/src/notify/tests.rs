@@ -51,7 +51,7 @@ fn hostile_labels_are_inert_in_slack() {
     assert_eq!(message["channel"], "#c");
     assert_eq!(message["attachments"][0]["color"], "#c5221f");
     let title = message["attachments"][0]["blocks"][1]["text"]["text"].as_str().unwrap();
-    assert!(title.starts_with("*<http://godseye/#/alerts?receiver=r|[FIRING:1] Burn"), "{title}");
+    assert!(title.starts_with("*<http://godseye/api/v1/alerts|[FIRING:1] Burn"), "{title}");
 }
 
 #[test]

@@ -114,6 +114,25 @@ fn silence_url(args: &[Value]) -> Outcome {
     Ok(text(format!("{base}/#/silences/new?filter={}", utf8_percent_encode(&filter, NON_ALPHANUMERIC))))
 }
 
+/// The command that silences these labels, for a shell: whatever a label says stays one argument.
+fn silence_command(args: &[Value]) -> Outcome {
+    let data = args.first().unwrap_or(&Value::Nil);
+    let base = data.field("ExternalURL").map(ToString::to_string).unwrap_or_default();
+    let Some(Value::Map(labels)) = data.field("CommonLabels") else {
+        return failed("silenceCommand needs the whole data");
+    };
+    let argument = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
+    let matchers = labels.iter().map(|(name, value)| {
+        argument(&format!("{name}={}", crate::labels::quoted(&value.to_string())))
+    });
+    let matchers: Vec<String> = matchers.collect();
+    Ok(text(format!(
+        "godseye silence add --server {} --duration 2h --comment WHY {}",
+        argument(&base),
+        matchers.join(" ")
+    )))
+}
+
 fn path(args: &[Value]) -> Outcome {
     let count = args.first().and_then(Value::as_int).and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
     let mut at = args.get(1).cloned().unwrap_or(Value::Nil);
@@ -155,6 +174,7 @@ pub(super) fn all() -> FuncMap {
             }
         }),
         ("webURL", |args| Ok(text(web_url(&string(args, 0)?)))),
+        ("silenceCommand", silence_command),
         ("silenceURL", silence_url),
         ("stringSlice", |args| Ok(Value::List(args.iter().cloned().collect()))),
         ("list", |args| Ok(Value::List(args.iter().cloned().collect()))),

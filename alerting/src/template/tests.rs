@@ -76,7 +76,7 @@ fn fields_methods_and_functions_are_those_of_alertmanager() {
         ("{{ template \"slack.default.title\" . }}", "[FIRING:1] Burn (critical)"),
         ("{{ template \"slack.default.color\" . }}", "danger"),
         ("{{ template \"pagerduty.default.severity\" . }}", "critical"),
-        ("{{ template \"slack.default.titlelink\" . }}", "http://godseye/#/alerts?receiver=team%20x"),
+        ("{{ template \"slack.default.titlelink\" . }}", "http://godseye/api/v1/alerts"),
         ("{{ safeHtml \"<b>\" }}", "<b>"),
     ];
     for (source, want) in rows {
@@ -117,6 +117,7 @@ fn html_escapes_what_comes_from_telemetry() {
     let templates = Templates::new(&[]).unwrap();
     let mut hostile = notification();
     hostile.alerts[0].labels.insert("job", "<script>alert(1)</script>");
+    hostile.alerts[0].labels.insert("quote", "it's; reboot");
     hostile.alerts[0].annotations.insert("runbook_url", "javascript:alert(1)");
     let data = Data::new(&hostile, "http://godseye");
     let html = templates.expand_html("{{ template \"email.default.html\" . }}", &data).unwrap();
@@ -124,8 +125,9 @@ fn html_escapes_what_comes_from_telemetry() {
     assert!(!html.contains("javascript:"), "{html}");
     assert!(html.contains("It &lt;b&gt;burns&lt;/b&gt;"), "{html}");
     let text = templates.expand("{{ template \"email.default.text\" . }}", &data).unwrap();
+    assert!(text.contains(r#"'quote="it'\''s; reboot"'"#), "one argument for a shell: {text}");
     assert!(
-        text.contains("Silence: http://godseye/#/silences/new?filter=") && text.contains("Since 2026-03-05"),
+        text.contains("Silence: godseye silence add --server 'http://godseye' --duration 2h --comment WHY '") && text.contains("Since 2026-03-05"),
         "{text}"
     );
 }
