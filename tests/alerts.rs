@@ -238,6 +238,34 @@ fn errors_page_once_and_their_end_is_told() {
     let listed = cli(&server.server, &["alert", "list"]);
     assert!(listed.contains("SloBurnRate") && listed.contains("firing"), "{listed}");
 
+    // The same as data.
+    let rows = |sql: &str| server.server.sql(sql)["rows"].to_string();
+    for (sql, want) in [
+        (
+            "SELECT state, labels['severity'], annotations['bad_events'], receivers FROM alerts
+             WHERE labels['alertname'] = 'SloBurnRate' AND start_time <= now()",
+            r#"[["firing","critical","60",["hook"]]]"#,
+        ),
+        (
+            "SELECT h.event, a.fingerprint = h.fingerprint FROM alert_history h JOIN alerts a USING (fingerprint)
+             WHERE h.labels['alertname'] = 'SloBurnRate'",
+            r#"[["firing",true]]"#,
+        ),
+        (
+            "SELECT slo, objective, health, firing, target, sli, good, total, budget_remaining < 0 FROM slo_status",
+            r#"[["checkout-availability","answered","burning",true,0.99,0.0,0,60,true]]"#,
+        ),
+    ] {
+        assert_eq!(rows(sql), want, "{sql}");
+    }
+    let counted = "SELECT CAST(coalesce(sum(bad), 0) AS bigint) FROM slo_counts WHERE slo = 'checkout-availability' AND width_ms = 10000";
+    until("counts on disk", HANG, || (server.server.number(counted) == 60).then_some(()));
+    let made = "SELECT count(*) FROM alerts WHERE source = 'slo' AND rule LIKE 'slo/%' AND value IS NOT NULL";
+    until("what made the alert", HANG, || (server.server.number(made) == 1).then_some(()));
+    let sent = "SELECT count(*) FROM notifications WHERE state = 'sent' AND status = 'firing' AND reason = 'first'
+                AND receiver = 'hook' AND group_labels['alertname'] = 'SloBurnRate' AND done_time >= time";
+    until("the message as data", HANG, || (server.server.number(sent) == 1).then_some(()));
+
     // kill -9: what fires is known, and nobody is told twice.
     server.server.kill();
     server.server.restart();
@@ -266,6 +294,8 @@ fn rules_alert_and_record_and_a_silence_silences() {
     let id = cli(server, &["silence", "add", "service_name=quiet", "--comment", "known", "--duration", "2h"]);
     let listed = cli(server, &["silence", "list"]);
     assert!(listed.contains(id.trim()) && listed.contains("service_name=quiet"), "{listed}");
+    let silenced = "SELECT state, matchers, comment, end_time > now() FROM silences";
+    assert_eq!(server.sql(silenced)["rows"].to_string(), r#"[["active",["service_name=\"quiet\""],"known",true]]"#);
     send(server, "rules", 3, true);
     until("an alert of the rule", HANG, || receiver.told("firing", "alertname").into_iter().next());
     let alert = receiver.last("CheckoutErrors");
@@ -379,5 +409,21 @@ struct Kept {
 impl Watched {
     fn start_keeping_files(self) -> Kept {
         Kept { server: self.start(), _files: self }
+    }
+}
+
+#[test]
+fn without_alerting_its_tables_are_there_and_empty() {
+    let server = Setup::new().start();
+    let tables = ["alerts", "alert_history", "slo_status", "slo_counts", "silences", "notifications"];
+    let listed = get(&server, "/api/v1/tables");
+    for table in tables {
+        assert_eq!(server.number(&format!("SELECT count(*) FROM {table}")), 0, "{table}");
+        let shown = listed["tables"].as_array().unwrap().iter().find(|shown| shown["name"] == table).unwrap();
+        assert!(!shown["description"].as_str().unwrap().is_empty(), "{shown}");
+        let columns = shown["columns"].as_array().unwrap();
+        assert!(columns.iter().all(|column| !column["description"].as_str().unwrap().is_empty()), "{shown}");
+        let standard = "SELECT count(*) FROM information_schema.columns WHERE description <> '' AND table_name =";
+        assert_eq!(server.number(&format!("{standard} '{table}'")), columns.len() as u64, "{table}");
     }
 }
