@@ -301,6 +301,26 @@ fn rules_alert_and_record_and_a_silence_silences() {
     let alert = receiver.last("CheckoutErrors");
     assert_eq!(alert["annotations"]["summary"], "rules failed 3 times");
     assert!(alert["generatorURL"].as_str().unwrap().contains("/api/v1/alerts?filter="), "{alert}");
+    // The backtest of the same rule, asking for a time, tells the same alert; and the same again.
+    let folder = tempfile::tempdir().unwrap();
+    let rules = folder.path().join("rules.yml");
+    let in_time = "'rules' AND start_time > $now - INTERVAL '1 hour' AND start_time <= $now GROUP";
+    std::fs::write(&rules, RULES.replace("'rules' GROUP", in_time)).unwrap();
+    let instant = |sql: &str| server.sql(sql)["rows"][0][0].as_str().unwrap().to_owned();
+    let from = instant("SELECT min(start_time) - INTERVAL '5 seconds' FROM spans WHERE service_name = 'rules'");
+    let to = instant("SELECT max(start_time) + INTERVAL '5 seconds' FROM spans WHERE service_name = 'rules'");
+    let arguments = ["backtest", "--rules", rules.to_str().unwrap(), "--from", &from, "--to", &to];
+    let told = cli(server, &[&arguments[..], &["--output", "json"]].concat());
+    let document: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((&document["queries"], &document["pages"]), (&json!(10), &json!(0)), "{document}");
+    let [found] = &document["alerts"].as_array().unwrap()[..] else { panic!("{document}") };
+    assert_eq!((&found["labels"], &found["annotations"]), (&alert["labels"], &alert["annotations"]), "{document}");
+    let began_ms = found["starts_at_ms"].as_u64().unwrap() - document["from_ms"].as_u64().unwrap();
+    assert!((4_999..=6_001).contains(&began_ms) && found["ends_at_ms"].is_null(), "{document}");
+    assert_eq!(cli(server, &[&arguments[..], &["--output", "json"]].concat()), told, "the same again");
+    let shown = cli(server, &arguments);
+    assert!(shown.contains("CheckoutErrors") && shown.contains("0 pages"), "{shown}");
+
     until("a recorded series", HANG, || {
         let sql = "SELECT count(*) FROM metric_points WHERE metric_name = 'checkout:spans:count' AND value = 3";
         (server.number(sql) > 0).then_some(())

@@ -10,6 +10,7 @@
 //! One tenant's telemetry is judged and its alerts are kept (`alerting.tenant`). Not here: what an alert is and who is
 //! told (`alerting`), and what a rule or an SLO means (`slo`).
 
+pub mod backtest;
 pub mod files;
 pub mod tables;
 
