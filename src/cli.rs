@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
-use crate::alerts::files;
+use crate::alerts::{backtest, files};
 use crate::config::{self, Env, Overrides, Severity};
 use crate::server::ServeError;
 use crate::{client, demo, loadgen, logging, server, tail, trace, watch};
@@ -56,6 +56,8 @@ enum Command {
     /// Keep alerts from telling people
     #[command(subcommand)]
     Silence(watch::SilenceCommand),
+    /// Which alerts rules would have raised on what a running server has stored
+    Backtest(backtest::BacktestArgs),
     /// Send telemetry to any OTLP endpoint, as fast as told
     Loadgen(loadgen::LoadgenArgs),
     /// Print a completion script for a shell
@@ -146,6 +148,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Slo(command) => finish(watch::slo(&command)),
         Command::Alert(command) => finish(watch::alert(&command)),
         Command::Silence(command) => finish(watch::silence(&command)),
+        Command::Backtest(args) => finish(backtest::run(&args)),
         Command::Loadgen(args) => finish(loadgen::run(args)),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -36,6 +36,7 @@ use tokio::task::JoinHandle as Task;
 use tokio_util::sync::CancellationToken;
 
 use crate::alerts::files::Files;
+use crate::alerts::tables::Watched;
 use crate::alerts::{Alerts, Around, Rerouter};
 use crate::cli::ProcessEnv;
 use crate::config::{self, Config, Overrides, Scope};
@@ -229,7 +230,9 @@ impl Server {
             .map_err(|source| ServeError::Store { path, source })?;
         drop(opened_store.set(Arc::clone(&store)));
 
-        let engine = query::Engine::new(engine_config(config), Arc::new(query::StoreSource::new(Arc::clone(&store))))
+        let watched = Watched::default();
+        let source = Arc::new(query::StoreSource::new(Arc::clone(&store)));
+        let engine = query::Engine::offering(engine_config(config), source, watched.tables())
             .map_err(|error| ServeError::Start { what: "the query engine", detail: error.to_string() })?;
         engine.register(&mut registry);
 
@@ -255,6 +258,7 @@ impl Server {
                 limits: limits(config),
                 pipeline: pipeline.handle(),
                 http: addresses.http,
+                watched,
             };
             let started = Alerts::start(config, files, around, &mut registry).await;
             let started = started.map_err(|error| ServeError::Start { what: "alerting", detail: error.to_string() })?;

@@ -123,7 +123,7 @@ pub enum WatchError {
 }
 
 /// Runs a command to its end on a runtime of its own.
-fn run(work: impl Future<Output = Result<String, WatchError>>) -> Result<(), WatchError> {
+pub(crate) fn run(work: impl Future<Output = Result<String, WatchError>>) -> Result<(), WatchError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Runtime)?;
     let text = runtime.block_on(work)?;
     client::print(text.as_bytes())?;
@@ -131,6 +131,17 @@ fn run(work: impl Future<Output = Result<String, WatchError>>) -> Result<(), Wat
 }
 
 impl Asking {
+    /// The server, and the token for it.
+    pub(crate) fn door(&self) -> (String, Option<String>) {
+        let token = self.token.as_ref().map(|token| token.expose().to_owned());
+        (client::address(&self.server).to_owned(), token)
+    }
+
+    /// A text that a program does not read.
+    pub(crate) fn for_people(&self, text: &str) -> String {
+        if self.output == Output::Table { text.to_owned() } else { String::new() }
+    }
+
     async fn request(&self, method: &str, path: &str, body: Bytes) -> Result<Value, WatchError> {
         let server = client::address(&self.server);
         let token = self.token.as_ref().map(Secret::expose);
@@ -150,7 +161,7 @@ impl Asking {
     }
 
     /// A document as it is, or the table made of it.
-    fn shown(&self, document: &Value, table: impl FnOnce(&Value) -> Value) -> String {
+    pub(crate) fn shown(&self, document: &Value, table: impl FnOnce(&Value) -> Value) -> String {
         match self.output {
             Output::Json => format!("{document:#}\n"),
             Output::Table => terminal::table(&table(document)),
@@ -159,7 +170,7 @@ impl Asking {
 }
 
 /// An answer in the shape of one to SQL, for the same table.
-fn table(columns: &[(&str, &str)], rows: Vec<Value>) -> Value {
+pub(crate) fn table(columns: &[(&str, &str)], rows: Vec<Value>) -> Value {
     let columns: Vec<Value> = columns.iter().map(|(name, kind)| json!({ "name": name, "type": kind })).collect();
     json!({ "columns": columns, "rows": rows })
 }
@@ -173,7 +184,7 @@ fn percent(share: &Value, digits: usize) -> Value {
     share.as_f64().map_or(Value::Null, |share| format!("{:.digits$} %", share * 100.0).into())
 }
 
-fn time(ms: &Value) -> Value {
+pub(crate) fn time(ms: &Value) -> Value {
     let Some(ms) = ms.as_i64() else { return Value::Null };
     let mut text = String::new();
     query::render::write_time(ms.saturating_mul(1_000_000), &mut text);
@@ -181,7 +192,7 @@ fn time(ms: &Value) -> Value {
 }
 
 /// `name=value` of each label, in order.
-fn labels(value: &Value) -> String {
+pub(crate) fn labels(value: &Value) -> String {
     let pairs = value.as_object().into_iter().flatten().filter(|(name, _)| *name != "alertname");
     pairs.map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default())).collect::<Vec<_>>().join(" ")
 }

@@ -238,6 +238,34 @@ fn errors_page_once_and_their_end_is_told() {
     let listed = cli(&server.server, &["alert", "list"]);
     assert!(listed.contains("SloBurnRate") && listed.contains("firing"), "{listed}");
 
+    // The same as data.
+    let rows = |sql: &str| server.server.sql(sql)["rows"].to_string();
+    for (sql, want) in [
+        (
+            "SELECT state, labels['severity'], annotations['bad_events'], receivers FROM alerts
+             WHERE labels['alertname'] = 'SloBurnRate' AND start_time <= now()",
+            r#"[["firing","critical","60",["hook"]]]"#,
+        ),
+        (
+            "SELECT h.event, a.fingerprint = h.fingerprint FROM alert_history h JOIN alerts a USING (fingerprint)
+             WHERE h.labels['alertname'] = 'SloBurnRate'",
+            r#"[["firing",true]]"#,
+        ),
+        (
+            "SELECT slo, objective, health, firing, target, sli, good, total, budget_remaining < 0 FROM slo_status",
+            r#"[["checkout-availability","answered","burning",true,0.99,0.0,0,60,true]]"#,
+        ),
+    ] {
+        assert_eq!(rows(sql), want, "{sql}");
+    }
+    let counted = "SELECT CAST(coalesce(sum(bad), 0) AS bigint) FROM slo_counts WHERE slo = 'checkout-availability' AND width_ms = 10000";
+    until("counts on disk", HANG, || (server.server.number(counted) == 60).then_some(()));
+    let made = "SELECT count(*) FROM alerts WHERE source = 'slo' AND rule LIKE 'slo/%' AND value IS NOT NULL";
+    until("what made the alert", HANG, || (server.server.number(made) == 1).then_some(()));
+    let sent = "SELECT count(*) FROM notifications WHERE state = 'sent' AND status = 'firing' AND reason = 'first'
+                AND receiver = 'hook' AND group_labels['alertname'] = 'SloBurnRate' AND done_time >= time";
+    until("the message as data", HANG, || (server.server.number(sent) == 1).then_some(()));
+
     // kill -9: what fires is known, and nobody is told twice.
     server.server.kill();
     server.server.restart();
@@ -266,11 +294,33 @@ fn rules_alert_and_record_and_a_silence_silences() {
     let id = cli(server, &["silence", "add", "service_name=quiet", "--comment", "known", "--duration", "2h"]);
     let listed = cli(server, &["silence", "list"]);
     assert!(listed.contains(id.trim()) && listed.contains("service_name=quiet"), "{listed}");
+    let silenced = "SELECT state, matchers, comment, end_time > now() FROM silences";
+    assert_eq!(server.sql(silenced)["rows"].to_string(), r#"[["active",["service_name=\"quiet\""],"known",true]]"#);
     send(server, "rules", 3, true);
     until("an alert of the rule", HANG, || receiver.told("firing", "alertname").into_iter().next());
     let alert = receiver.last("CheckoutErrors");
     assert_eq!(alert["annotations"]["summary"], "rules failed 3 times");
     assert!(alert["generatorURL"].as_str().unwrap().contains("/api/v1/alerts?filter="), "{alert}");
+    // The backtest of the same rule, asking for a time, tells the same alert; and the same again.
+    let folder = tempfile::tempdir().unwrap();
+    let rules = folder.path().join("rules.yml");
+    let in_time = "'rules' AND start_time > $now - INTERVAL '1 hour' AND start_time <= $now GROUP";
+    std::fs::write(&rules, RULES.replace("'rules' GROUP", in_time)).unwrap();
+    let instant = |sql: &str| server.sql(sql)["rows"][0][0].as_str().unwrap().to_owned();
+    let from = instant("SELECT min(start_time) - INTERVAL '5 seconds' FROM spans WHERE service_name = 'rules'");
+    let to = instant("SELECT max(start_time) + INTERVAL '5 seconds' FROM spans WHERE service_name = 'rules'");
+    let arguments = ["backtest", "--rules", rules.to_str().unwrap(), "--from", &from, "--to", &to];
+    let told = cli(server, &[&arguments[..], &["--output", "json"]].concat());
+    let document: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((&document["queries"], &document["pages"]), (&json!(10), &json!(0)), "{document}");
+    let [found] = &document["alerts"].as_array().unwrap()[..] else { panic!("{document}") };
+    assert_eq!((&found["labels"], &found["annotations"]), (&alert["labels"], &alert["annotations"]), "{document}");
+    let began_ms = found["starts_at_ms"].as_u64().unwrap() - document["from_ms"].as_u64().unwrap();
+    assert!((4_999..=6_001).contains(&began_ms) && found["ends_at_ms"].is_null(), "{document}");
+    assert_eq!(cli(server, &[&arguments[..], &["--output", "json"]].concat()), told, "the same again");
+    let shown = cli(server, &arguments);
+    assert!(shown.contains("CheckoutErrors") && shown.contains("0 pages"), "{shown}");
+
     until("a recorded series", HANG, || {
         let sql = "SELECT count(*) FROM metric_points WHERE metric_name = 'checkout:spans:count' AND value = 3";
         (server.number(sql) > 0).then_some(())
@@ -379,5 +429,21 @@ struct Kept {
 impl Watched {
     fn start_keeping_files(self) -> Kept {
         Kept { server: self.start(), _files: self }
+    }
+}
+
+#[test]
+fn without_alerting_its_tables_are_there_and_empty() {
+    let server = Setup::new().start();
+    let tables = ["alerts", "alert_history", "slo_status", "slo_counts", "silences", "notifications"];
+    let listed = get(&server, "/api/v1/tables");
+    for table in tables {
+        assert_eq!(server.number(&format!("SELECT count(*) FROM {table}")), 0, "{table}");
+        let shown = listed["tables"].as_array().unwrap().iter().find(|shown| shown["name"] == table).unwrap();
+        assert!(!shown["description"].as_str().unwrap().is_empty(), "{shown}");
+        let columns = shown["columns"].as_array().unwrap();
+        assert!(columns.iter().all(|column| !column["description"].as_str().unwrap().is_empty()), "{shown}");
+        let standard = "SELECT count(*) FROM information_schema.columns WHERE description <> '' AND table_name =";
+        assert_eq!(server.number(&format!("{standard} '{table}'")), columns.len() as u64, "{table}");
     }
 }

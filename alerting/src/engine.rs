@@ -22,7 +22,7 @@ use crate::matcher::{self, Matcher};
 use crate::notification::{Notification, Reason};
 use crate::notify::channel_name;
 use crate::outbox::{self, AfterFailure, SendFailure};
-use crate::repository::{Changes, Delivery, DigestRow, GroupRow, HistoryEvent, OutboxCounts, Repository};
+use crate::repository::{Changes, Delivery, DigestRow, GroupRow, HistoryEvent, OutboxCounts, OutboxRow, Repository};
 use crate::routing::Tree;
 use crate::silence::{Change, Silence, SilenceState};
 
@@ -970,6 +970,24 @@ impl Engine {
         limit: u32,
     ) -> Result<Vec<(Timestamp, HistoryEvent, LabelSet)>, AlertingError> {
         self.repository.history(since, limit)
+    }
+
+    /// The newest entries of the history, newest first.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read.
+    pub fn latest_history(&self, limit: u32) -> Result<Vec<(Timestamp, HistoryEvent, LabelSet)>, AlertingError> {
+        self.repository.latest_history(limit)
+    }
+
+    /// Messages with what became of them, newest first.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read.
+    pub fn messages(&self, limit: u32) -> Result<Vec<OutboxRow>, AlertingError> {
+        self.repository.messages(limit)
     }
 }
 

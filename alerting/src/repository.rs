@@ -289,6 +289,27 @@ pub struct Delivery {
     pub reference: Option<String>,
 }
 
+/// A message with what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutboxRow {
+    /// Its number.
+    pub id: i64,
+    /// `waiting`, `sent` or `dead`.
+    pub state: String,
+    /// What it says.
+    pub notification: Notification,
+    /// How often sending it failed.
+    pub attempts: u32,
+    /// When it was decided.
+    pub created_at: Timestamp,
+    /// When it is tried again, of a waiting one.
+    pub next_attempt_at: Option<Timestamp>,
+    /// When it was taken or given up.
+    pub done_at: Option<Timestamp>,
+    /// Why sending it failed last; `None` when it was taken.
+    pub last_error: Option<String>,
+}
+
 /// How many messages there are in each state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OutboxCounts {
@@ -702,6 +723,53 @@ impl Repository {
         Ok(counts)
     }
 
+    /// Messages that wait and those of the last days that do not, newest first, at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read.
+    pub fn messages(&self, limit: u32) -> Result<Vec<OutboxRow>, AlertingError> {
+        let error = AlertingError::database;
+        let mut statement = self
+            .connection
+            .prepare_cached(
+                "SELECT id, state, attempts, created_at, next_attempt_at, done_at, last_error, payload
+                 FROM outbox WHERE tenant = ?1 ORDER BY id DESC LIMIT ?2",
+            )
+            .map_err(error("read messages"))?;
+        let mut rows = statement.query(params![self.tenant, limit]).map_err(error("read messages"))?;
+        let mut messages = Vec::new();
+        while let Some(row) = rows.next().map_err(error("read messages"))? {
+            type Columns = (i64, String, u32, i64, i64, Option<i64>, Option<String>, String);
+            let columns: Columns = row.try_into().map_err(error("read messages"))?;
+            let (id, state, attempts, created_at, next_attempt_at, done_at, last_error, payload) = columns;
+            messages.push(OutboxRow {
+                id,
+                next_attempt_at: (state == "waiting").then_some(Timestamp(next_attempt_at)),
+                state,
+                notification: self.parse(&payload)?,
+                attempts,
+                created_at: Timestamp(created_at),
+                done_at: done_at.map(Timestamp),
+                last_error,
+            });
+        }
+        Ok(messages)
+    }
+
+    /// The newest `limit` entries of the history, newest first.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read.
+    pub fn latest_history(&self, limit: u32) -> Result<Vec<(Timestamp, HistoryEvent, LabelSet)>, AlertingError> {
+        self.read_history(
+            "SELECT at, event, labels FROM alert_history WHERE tenant = ?1 AND at >= ?2 ORDER BY id DESC LIMIT ?3",
+            Timestamp(i64::MIN),
+            limit,
+        )
+    }
+
     /// The history from a time on: when, what, labels; oldest first, at most `limit`.
     ///
     /// # Errors
@@ -712,13 +780,21 @@ impl Repository {
         since: Timestamp,
         limit: u32,
     ) -> Result<Vec<(Timestamp, HistoryEvent, LabelSet)>, AlertingError> {
+        self.read_history(
+            "SELECT at, event, labels FROM alert_history WHERE tenant = ?1 AND at >= ?2 ORDER BY id LIMIT ?3",
+            since,
+            limit,
+        )
+    }
+
+    fn read_history(
+        &self,
+        sql: &str,
+        since: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<(Timestamp, HistoryEvent, LabelSet)>, AlertingError> {
         let error = AlertingError::database;
-        let mut statement = self
-            .connection
-            .prepare_cached(
-                "SELECT at, event, labels FROM alert_history WHERE tenant = ?1 AND at >= ?2 ORDER BY id LIMIT ?3",
-            )
-            .map_err(error("read the history"))?;
+        let mut statement = self.connection.prepare_cached(sql).map_err(error("read the history"))?;
         let mut rows = statement.query(params![self.tenant, since.0, limit]).map_err(error("read the history"))?;
         let mut history = Vec::new();
         while let Some(row) = rows.next().map_err(error("read the history"))? {

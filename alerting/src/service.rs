@@ -24,7 +24,7 @@ use crate::matcher::Matcher;
 use crate::notify::http::NetworkPolicy;
 use crate::notify::{Notifier, Sender, Sent};
 use crate::outbox::SendFailure;
-use crate::repository::{Delivery, HistoryEvent, Repository};
+use crate::repository::{Delivery, HistoryEvent, OutboxRow, Repository};
 use crate::silence::Silence;
 
 /// Calls that wait for the engine. Each costs what its arguments cost; more than this many callers wait
@@ -428,5 +428,23 @@ impl AlertingHandle {
         limit: u32,
     ) -> Result<Vec<(Timestamp, HistoryEvent, LabelSet)>, AlertingError> {
         self.call(move |engine, _| engine.history(since, limit)).await?
+    }
+
+    /// The newest entries of the history, newest first, at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read, or the service has ended.
+    pub async fn latest_history(&self, limit: u32) -> Result<Vec<(Timestamp, HistoryEvent, LabelSet)>, AlertingError> {
+        self.call(move |engine, _| engine.latest_history(limit)).await?
+    }
+
+    /// Messages with what became of them, newest first, at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read, or the service has ended.
+    pub async fn messages(&self, limit: u32) -> Result<Vec<OutboxRow>, AlertingError> {
+        self.call(move |engine, _| engine.messages(limit)).await?
     }
 }

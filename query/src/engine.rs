@@ -58,6 +58,7 @@ use crate::guard::{self, Checked, DENIED_FUNCTIONS};
 use crate::layout::AttributesIntoScans;
 use crate::memory::{Account, Peak};
 use crate::needles::FilterCache;
+use crate::offered::{self, Offered, OfferedTable};
 use crate::portions::{COPIED_BYTES_MAX, portioned};
 use crate::provider::{SEGMENT_STORE, ScanCounters};
 use crate::queue::{Client, Permit, Queue, QueueConfig};
@@ -211,6 +212,7 @@ pub struct Engine {
 pub(crate) struct Inner {
     config: EngineConfig,
     pub(crate) source: Arc<dyn Source>,
+    pub(crate) offered: Offered,
     disk: Arc<LocalFileSystem>,
     // Footers outlive a query; everything else of a session does not.
     metadata_cache: Arc<RuntimeEnv>,
@@ -243,6 +245,18 @@ impl Engine {
     /// # Errors
     /// [`ErrorKind::Internal`] when threads or the spill folder cannot be had.
     pub fn new(config: EngineConfig, source: Arc<dyn Source>) -> Result<Self, QueryError> {
+        Self::offering(config, source, Vec::new())
+    }
+
+    /// As [`Engine::new`], with tables that other parts of the program offer.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn offering(
+        config: EngineConfig,
+        source: Arc<dyn Source>,
+        tables: Vec<Arc<dyn OfferedTable>>,
+    ) -> Result<Self, QueryError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(config.threads)
             .thread_stack_size(STACK_BYTES)
@@ -282,6 +296,7 @@ impl Engine {
         let queue = Queue::new(queue, metrics.waiting.clone());
         let inner = Inner {
             source,
+            offered: Offered::new(tables),
             disk: Arc::new(LocalFileSystem::new()),
             metadata_cache,
             filter_cache: Arc::default(),
@@ -677,7 +692,7 @@ impl Run {
     async fn start_or_retry(&self) -> Result<Started, QueryError> {
         let statement = match guard::check(&self.sql)? {
             Checked::Query(statement) => *statement,
-            Checked::ShowTables => return show_tables(),
+            Checked::ShowTables => return show_tables(&self.engine.offered),
             Checked::Describe(table) => return self.describe(&table),
         };
         let mut excluded = BTreeSet::new();
@@ -779,6 +794,12 @@ impl Run {
         let account = Arc::new(Account::new(self.engine.memory(), peak, permit));
         let mut state = self.engine.session(&self.tenant, snapshot, &counters, account)?;
         let plan = state.statement_to_plan(statement).await?;
+        for table in counters.cut_tables() {
+            let offered::Bounds { rows, text_bytes } = offered::BOUNDS;
+            let warning =
+                format!("{table} has more than {rows} rows or {text_bytes} bytes of text: the rest was not read");
+            self.stats.update(|stats| stats.warnings.push(warning));
+        }
         // A second wall behind the guard's allow-list: it looks at plans, not at text.
         SQLOptions::new()
             .with_allow_ddl(false)
@@ -827,12 +848,12 @@ impl Run {
             Arc::clone(&self.engine.source),
             functions,
             Arc::new(ScanCounters::default()),
+            self.engine.offered.clone(),
         );
-        let Some(provider) = tables.provider(table)? else {
+        let Some(schema) = tables.schema_of(table)? else {
             return Err(QueryError::new(ErrorKind::BadQuery, format!("there is no table `{table}`"))
-                .hint(format!("tables are {}", TABLE_NAMES.join(", "))));
+                .hint(format!("tables are {}", tables.names().join(", "))));
         };
-        let schema = provider.schema();
         let fields = schema.fields();
         let columns: Vec<ArrayRef> = vec![
             Arc::new(fields.iter().map(|field| Some(field.name().as_str())).collect::<StringArray>()),
@@ -865,8 +886,9 @@ fn names_derived_table(statement: &Statement) -> Result<bool, DataFusionError> {
     Ok(tables.iter().any(|table| DerivedTable::from_name(table.table()).is_some()))
 }
 
-fn show_tables() -> Result<Started, QueryError> {
-    let names: ArrayRef = Arc::new(StringArray::from(TABLE_NAMES.to_vec()));
+fn show_tables(offered: &Offered) -> Result<Started, QueryError> {
+    let names = TABLE_NAMES.into_iter().chain(offered.names());
+    let names: ArrayRef = Arc::new(names.map(Some).collect::<StringArray>());
     listing(tables_schema(), vec![names])
 }
 
@@ -983,7 +1005,8 @@ impl Inner {
             self.scalar_functions.iter().map(|function| guarded(function, allowance)).collect();
         scalar_functions.extend(functions.public());
         let kinds = functions.clone();
-        let tables = Tables::new(tenant.clone(), snapshot, Arc::clone(&self.source), kinds, Arc::clone(counters));
+        let (source, offered) = (Arc::clone(&self.source), self.offered.clone());
+        let tables = Tables::new(tenant.clone(), snapshot, source, kinds, Arc::clone(counters), offered);
         let tables = Arc::new(tables);
         let described = Catalog::new(Arc::clone(&tables));
         scalar_functions.extend(described.functions());

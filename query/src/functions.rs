@@ -39,6 +39,9 @@ pub const FUNCTION_OUTPUT_BYTES_MAX: usize = 64 << 20;
 /// The field metadata that says which container of which table a column is.
 const ORIGIN: &str = "origin";
 
+/// The origin of a column whose values are all text.
+const TEXTS: &str = "texts";
+
 /// SQL types of keys the semantic conventions define, for when a snapshot has never seen the key:
 /// `attributes['http.response.status_code'] >= 500` must plan on an empty table, too.
 const WELL_KNOWN: [(&str, Kind); 30] = [
@@ -98,8 +101,13 @@ impl fmt::Debug for KindsHandle {
 impl KindsHandle {
     /// The SQL type of a key of a container, or of any container when its origin is not known
     /// (an expression computed it).
-    fn sql_type(&self, origin: Option<(Table, Container)>, is_context: bool, key: &str) -> DataType {
-        let kinds = match origin {
+    fn sql_type(&self, container: &Field, key: &str) -> DataType {
+        let origin = container.metadata().get(ORIGIN).map(String::as_str);
+        if origin == Some(TEXTS) {
+            return DataType::Utf8;
+        }
+        let is_context = *container.data_type() == context_type();
+        let kinds = match origin.and_then(parse_origin) {
             Some((table, container)) => self.0.kinds(table, container, key),
             None => Table::ALL
                 .into_iter()
@@ -270,8 +278,12 @@ impl Functions {
 
 /// The SQL type of a key of a column that holds attributes.
 pub(crate) fn attribute_type(kinds: &Arc<dyn ObservedKinds>, container: &Field, key: &str) -> DataType {
-    let origin = container.metadata().get(ORIGIN).and_then(|origin| parse_origin(origin));
-    KindsHandle(Arc::clone(kinds)).sql_type(origin, *container.data_type() == context_type(), key)
+    KindsHandle(Arc::clone(kinds)).sql_type(container, key)
+}
+
+/// A column of attributes whose values are all text, whatever kinds their keys have in telemetry.
+pub(crate) fn texts_field(name: &str) -> Field {
+    Field::new(name, attributes_type(), true).with_metadata([(ORIGIN.to_owned(), TEXTS.to_owned())].into())
 }
 
 /// Whether an expression reads an attribute.
@@ -364,8 +376,7 @@ impl ScalarUDFImpl for Function {
             Which::Attribute => {
                 expect_container()?;
                 let key = literal_text(&args, 1, "attribute()")?;
-                let origin = argument.metadata().get(ORIGIN).and_then(|origin| parse_origin(origin));
-                nullable(self.kinds.sql_type(origin, *data_type == context_type(), key))
+                nullable(self.kinds.sql_type(argument, key))
             }
             Which::Json => {
                 expect_container()?;

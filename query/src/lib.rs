@@ -23,6 +23,7 @@
 //! - `time`, `rate`, `histogram`, `quantile`: the functions over time and metrics; `aggregate`: how
 //!   those that aggregate run; `text`: those over text
 //! - [`trace`]: one trace as a table
+//! - [`offered`]: tables of what other parts of the program know
 //! - [`follow`]: rows of a table as they come, through a predicate
 //! - [`render`]: answers as text and Arrow
 //! - [`error`]: every way a query can fail, and its HTTP status
@@ -51,6 +52,7 @@ mod memory;
 #[cfg(test)]
 mod needle_tests;
 mod needles;
+pub mod offered;
 mod partials;
 mod portions;
 pub mod provider;

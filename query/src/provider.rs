@@ -68,6 +68,7 @@ pub struct ScanCounters {
     /// Rows in memory that the scans went over.
     pub memory_rows: AtomicU64,
     scanned: Mutex<Vec<SegmentFile>>,
+    cut: Mutex<Vec<&'static str>>,
 }
 
 impl ScanCounters {
@@ -75,6 +76,15 @@ impl ScanCounters {
     #[must_use]
     pub fn scanned(&self) -> Vec<SegmentFile> {
         self.scanned.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Tables that have more rows than a query reads.
+    pub(crate) fn cut_tables(&self) -> Vec<&'static str> {
+        self.cut.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn cut(&self, table: &'static str) {
+        self.cut.lock().unwrap_or_else(PoisonError::into_inner).push(table);
     }
 
     pub(crate) fn opened(&self, segments: Vec<SegmentFile>) {

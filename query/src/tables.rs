@@ -5,6 +5,7 @@
 //! Parquet scan as if the columns had been stored under these names. Column names are part of the
 //! product's interface. Not here: the views of derived tables ([`crate::derived`]).
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampNanosecondArray, UInt64Array};
@@ -24,10 +25,11 @@ use model::tenant::TenantId;
 use crate::error::{ErrorKind, QueryError, external};
 use crate::functions::Functions;
 use crate::histogram;
+use crate::offered::Offered;
 use crate::provider::{PhysicalTable, ScanCounters};
 use crate::source::{Container, Snapshot, Source};
 
-/// Every table there is, in the order SHOW TABLES prints.
+/// Every table of telemetry, in the order SHOW TABLES prints; those that are offered follow.
 pub const TABLE_NAMES: [&str; 10] = [
     "spans",
     "span_events",
@@ -48,6 +50,9 @@ pub struct Tables {
     source: Arc<dyn Source>,
     functions: Functions,
     counters: Arc<ScanCounters>,
+    offered: Offered,
+    // As the ledger.
+    offered_read: tokio::sync::Mutex<BTreeMap<&'static str, Arc<dyn TableProvider>>>,
     // Read once per query, so that a query which names it twice sees one ledger.
     ledger: Mutex<Option<Arc<dyn TableProvider>>>,
 }
@@ -61,17 +66,47 @@ impl std::fmt::Debug for Tables {
 impl Tables {
     /// The tables over a snapshot.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         tenant: TenantId,
         snapshot: Snapshot,
         source: Arc<dyn Source>,
         functions: Functions,
         counters: Arc<ScanCounters>,
+        offered: Offered,
     ) -> Self {
-        Self { tenant, snapshot, source, functions, counters, ledger: Mutex::new(None) }
+        let (offered_read, ledger) = Default::default();
+        Self { tenant, snapshot, source, functions, counters, offered, offered_read, ledger }
     }
 
-    /// A table by name; `None` when there is no such table.
+    /// The name of every table.
+    #[must_use]
+    pub fn names(&self) -> Vec<&'static str> {
+        TABLE_NAMES.into_iter().chain(self.offered.names()).collect()
+    }
+
+    pub(crate) const fn offered(&self) -> &Offered {
+        &self.offered
+    }
+
+    /// A table by name, with the rows of those that are offered; `None` when there is no such table.
+    ///
+    /// # Errors
+    /// As [`Tables::provider`], or when an offered table cannot be read.
+    pub async fn read(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        let Some(table) = self.offered.get(name) else { return self.provider(name) };
+        let mut read = self.offered_read.lock().await;
+        if let Some(known) = read.get(name) {
+            return Ok(Some(Arc::clone(known)));
+        }
+        let (provider, cut) = table.read(&self.tenant).await?;
+        if cut {
+            self.counters.cut(table.name());
+        }
+        read.insert(table.name(), Arc::clone(&provider));
+        Ok(Some(provider))
+    }
+
+    /// A table of telemetry by name; `None` when there is no such table.
     ///
     /// # Errors
     /// When the ledger cannot be read, or a view does not match the stored schema (a defect).
@@ -101,6 +136,9 @@ impl Tables {
     pub(crate) fn schema_of(&self, name: &str) -> Result<Option<SchemaRef>> {
         if name == "ingest_ledger" {
             return Ok(Some(ledger_schema()));
+        }
+        if let Some(offered) = self.offered.get(name) {
+            return Ok(Some(offered.schema()));
         }
         Ok(self.provider(name)?.map(|table| table.schema()))
     }

@@ -239,6 +239,33 @@ impl Archive {
         Ok(found)
     }
 
+    /// The rows of one series, newest first, at most `limit`.
+    ///
+    /// # Errors
+    /// [`SloError`].
+    pub fn counts_of(&self, tenant: &TenantId, key: u64, limit: usize) -> Result<Vec<Row>, SloError> {
+        let error = SloError::database("read counts");
+        let mut statement = self
+            .connection
+            .prepare_cached(
+                "SELECT width_ms, start_ms, numerator, total FROM counts WHERE tenant = ?1 AND key = ?2
+                 ORDER BY start_ms DESC, width_ms LIMIT ?3",
+            )
+            .map_err(error)?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut rows = statement.query(params![tenant.as_str(), signed(key), limit]).map_err(error)?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next().map_err(error)? {
+            let (width_ms, start_ms, numerator, total): (i64, i64, i64, i64) = row.try_into().map_err(error)?;
+            if width_ms < BUCKET_MS {
+                return Err(self.damaged(format!("a bucket of {width_ms} ms")));
+            }
+            let counts = Counts { numerator: numerator.cast_unsigned(), total: total.cast_unsigned() };
+            found.push(Row { width: width_ms / BUCKET_MS, index: start_ms.div_euclid(width_ms), counts });
+        }
+        Ok(found)
+    }
+
     /// The alerts of a tenant.
     ///
     /// # Errors
@@ -572,6 +599,9 @@ mod tests {
         let mut archive = Archive::open(&path).unwrap();
         let counts = archive.load_counts(&tenant).unwrap();
         assert_eq!(counts[&u64::MAX], [row(1, -5, 2), row(30, 7, 2)]);
+        assert_eq!(archive.counts_of(&tenant, u64::MAX, 9).unwrap(), [row(30, 7, 2), row(1, -5, 2)], "newest first");
+        assert_eq!(archive.counts_of(&tenant, u64::MAX, 1).unwrap(), [row(30, 7, 2)]);
+        assert_eq!(archive.counts_of(&other, u64::MAX, 9).unwrap(), []);
         assert_eq!(archive.meta(&tenant, "counted_until").unwrap(), Some(NOW.0));
         assert_eq!(archive.history(&tenant, "s", 0, 10).unwrap(), [point]);
         let late = Revision { bucket: 60, added: Counts { numerator: 2, total: 4 } };

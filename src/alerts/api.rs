@@ -1,7 +1,7 @@
 //! What is answered about alerts and SLOs over HTTP: Alertmanager's API as it is, and three views of our own.
 //!
 //! The doors decide who may ask. Times are milliseconds since the epoch, as the names say. Not here: SQL tables of the
-//! same, and changes, which Alertmanager's API takes.
+//! same (`tables.rs`), and changes, which Alertmanager's API takes.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -108,11 +108,25 @@ fn filters(query: Option<&str>) -> Result<Vec<Matcher>, Box<Response>> {
     Ok(matchers)
 }
 
-fn source(rule: Option<&str>) -> &'static str {
+/// Where an alert comes from, by the name of what makes it.
+pub(super) fn source(rule: Option<&str>) -> &'static str {
     match rule {
         Some(rule) if rule.starts_with("slo/") => "slo",
         Some(_) => "rule",
         None => "posted",
+    }
+}
+
+/// What an alert that fires is, as one word.
+pub(super) fn state_of(view: &AlertView) -> &'static str {
+    if !view.silenced_by.is_empty() {
+        "silenced"
+    } else if !view.inhibited_by.is_empty() {
+        "inhibited"
+    } else if !view.muted_by.is_empty() {
+        "muted"
+    } else {
+        "firing"
     }
 }
 
@@ -121,18 +135,9 @@ fn view_json(view: &AlertView, known: &BTreeMap<&slo::rules::state::Labels, &Sto
     let labels: slo::rules::state::Labels =
         alert.labels.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     let stored = known.get(&labels);
-    let state = if !view.silenced_by.is_empty() {
-        "silenced"
-    } else if !view.inhibited_by.is_empty() {
-        "inhibited"
-    } else if !view.muted_by.is_empty() {
-        "muted"
-    } else {
-        "firing"
-    };
     json!({
         "fingerprint": alert.fingerprint().to_string(),
-        "state": state,
+        "state": state_of(view),
         "source": source(stored.map(|stored| stored.rule.as_str())),
         "labels": labels,
         "annotations": alert.annotations,

@@ -86,7 +86,7 @@ fn numbers(batch: &RecordBatch) -> Result<arrow::array::ArrayRef, String> {
 }
 
 /// The rows of a batch as a rule sees them. A row without a value says nothing (I10).
-fn rows(batch: &RecordBatch) -> Result<Vec<Row>, String> {
+pub(super) fn rows(batch: &RecordBatch) -> Result<Vec<Row>, String> {
     let values = numbers(batch)?;
     let values = values.as_primitive::<Float64Type>();
     let mut labels: Vec<Labels> = vec![Labels::new(); batch.num_rows()];

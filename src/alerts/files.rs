@@ -61,18 +61,7 @@ pub struct Files {
 pub fn read(config: &config::Alerting) -> (Files, Vec<Problem>) {
     let mut found = Findings::default();
     let routing = config.alertmanager_config.as_deref().and_then(|path| routing(path, &mut found));
-    let rules = found.texts(&config.rules);
-    let groups = found.of(slo::rules::file::read(&pairs(&rules))).unwrap_or_default();
-    for group in &groups {
-        for rule in &group.rules {
-            let Kind::Alert { annotations, .. } = &rule.kind else { continue };
-            for (name, template) in rule.labels.iter().chain(annotations) {
-                if let Err(error) = alerting::template::rule::check(template) {
-                    found.error(format!("{}: alert `{}`: `{name}`: {error}", rule.defined_at, rule.name));
-                }
-            }
-        }
-    }
+    let groups = found.rules(&config.rules);
     let paths: Vec<PathBuf> = config.slos.iter().flat_map(|path| found.documents(path)).collect();
     let documents = found.texts(&paths);
     let slos = found.of(slo::openslo::read(&pairs(&documents))).map(|documents| documents.slos).unwrap_or_default();
@@ -84,6 +73,13 @@ pub fn read(config: &config::Alerting) -> (Files, Vec<Problem>) {
         );
     }
     (Files { routing, groups, slos }, found.0)
+}
+
+/// Reads rule files alone. What is wrong comes beside; with an error among it nothing may be made of them.
+#[must_use]
+pub fn read_rules(paths: &[PathBuf]) -> (Vec<Group>, Vec<Problem>) {
+    let mut found = Findings::default();
+    (found.rules(paths), found.0)
 }
 
 /// Whether anything is an error.
@@ -180,6 +176,22 @@ impl Findings {
                 None
             }
         }
+    }
+
+    fn rules(&mut self, paths: &[PathBuf]) -> Vec<Group> {
+        let rules = self.texts(paths);
+        let groups = self.of(slo::rules::file::read(&pairs(&rules))).unwrap_or_default();
+        for group in &groups {
+            for rule in &group.rules {
+                let Kind::Alert { annotations, .. } = &rule.kind else { continue };
+                for (name, template) in rule.labels.iter().chain(annotations) {
+                    if let Err(error) = alerting::template::rule::check(template) {
+                        self.error(format!("{}: alert `{}`: `{name}`: {error}", rule.defined_at, rule.name));
+                    }
+                }
+            }
+        }
+        groups
     }
 
     fn texts(&mut self, paths: &[PathBuf]) -> Vec<(String, String)> {

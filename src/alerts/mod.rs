@@ -8,9 +8,11 @@
 //! ```
 //!
 //! One tenant's telemetry is judged and its alerts are kept (`alerting.tenant`). Not here: what an alert is and who is
-//! told (`alerting`), what a rule or an SLO means (`slo`), and SQL tables of their state.
+//! told (`alerting`), and what a rule or an SLO means (`slo`).
 
+pub mod backtest;
 pub mod files;
+pub mod tables;
 
 mod api;
 mod ask;
@@ -80,6 +82,8 @@ pub struct Around {
     pub pipeline: PipelineHandle,
     /// Where people reach the API, unless the configuration says otherwise.
     pub http: std::net::SocketAddr,
+    /// The SQL tables that get rows from now on.
+    pub watched: tables::Watched,
 }
 
 /// Takes another configuration of Alertmanager while everything runs.
@@ -158,7 +162,8 @@ impl Alerts {
         registry: &mut Registry,
     ) -> Result<Self, AlertsError> {
         let metrics = Metrics::register(registry);
-        let Around { store, engine, limits, pipeline, http } = around;
+        let Around { store, engine, limits, pipeline, http, watched } = around;
+        let counted = tables::counted(&files.slos);
         let external_url = config.alerting.external_url.clone().unwrap_or_else(|| format!("http://{http}"));
         let (notices, posts) = Notices::new(external_url.clone());
         let asker = Asker::new(engine, limits);
@@ -185,7 +190,15 @@ impl Alerts {
             store.observe(Arc::new(telemetry::Published(feed.clone())));
         }
         let reader = Arc::new(Mutex::new(reader));
-        let routes = api::routes(handle.clone(), board.unwrap_or_default(), reader, config.alerting.tenant.clone());
+        let (board, tenant) = (board.unwrap_or_default(), config.alerting.tenant.clone());
+        watched.runs(tables::Parts {
+            handle: handle.clone(),
+            board: board.clone(),
+            archive: Arc::clone(&reader),
+            counted,
+            tenant: tenant.clone(),
+        });
+        let routes = api::routes(handle.clone(), board, reader, tenant);
         let slos = {
             let stop = slos_stop.clone();
             tokio::spawn(async move {

@@ -22,7 +22,7 @@ use crate::error::{ErrorKind, QueryError};
 use crate::functions::{Functions, attribute_type, is_container};
 use crate::provider::ScanCounters;
 use crate::source::TableSnapshot;
-use crate::tables::{TABLE_NAMES, Tables};
+use crate::tables::Tables;
 
 /// Rows of a sample. Enough to see a key that one row in a thousand has; read in a tenth of a second.
 pub const SAMPLE_ROWS: u64 = 50_000;
@@ -288,7 +288,8 @@ impl Engine {
             let rows = snapshot.table(stored).clone();
             let functions = Functions::new(&snapshot.kinds);
             let (source, counters) = (Arc::clone(&engine.source), Arc::new(ScanCounters::default()));
-            let catalog = Catalog::new(Arc::new(Tables::new(tenant, snapshot, source, functions, counters)));
+            let offered = engine.offered.clone();
+            let catalog = Catalog::new(Arc::new(Tables::new(tenant, snapshot, source, functions, counters, offered)));
             check(&catalog, &question)?;
             let since = since(stored, &rows, SAMPLE_ROWS);
             let time_column = if is_view { "span_start_time" } else { stored.time_column() };
@@ -311,7 +312,7 @@ impl Engine {
             let kinds = Arc::clone(&snapshot.kinds);
             let functions = Functions::new(&kinds);
             let (source, counters) = (Arc::clone(&engine.source), Arc::new(ScanCounters::default()));
-            let tables = Tables::new(tenant, snapshot, source, functions, counters);
+            let tables = Tables::new(tenant, snapshot, source, functions, counters, engine.offered.clone());
             let schema = tables.schema_of(&question.table)?;
             let field = schema.and_then(|schema| schema.field_with_name(&question.container).ok().cloned());
             let types = keys
@@ -337,13 +338,15 @@ fn check(catalog: &Catalog, question: &AttributesQuestion) -> Result<(), QueryEr
         let name: String = question.table.chars().take(64).collect();
         return bad(
             format!("there is no table `{}`", name.escape_default()),
-            format!("tables are {}", TABLE_NAMES.join(", ")),
+            format!("tables are {}", catalog.tables.names().join(", ")),
         );
     };
+    // Nobody counts what keys the texts of an offered table have.
+    let is_offered = catalog.tables.offered().get(table.name).is_some();
     let containers: Vec<&str> = table
         .columns
         .iter()
-        .filter(|column| is_container(&column.data_type))
+        .filter(|column| !is_offered && is_container(&column.data_type))
         .map(|column| column.name.as_str())
         .collect();
     if containers.contains(&question.container.as_str()) {

@@ -14,7 +14,8 @@ use datafusion::logical_expr::{
     ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility,
 };
 
-use super::{Catalog, DATABASE, SCHEMA, postgres, types};
+use super::{Catalog, DATABASE, SCHEMA, TableInfo, postgres, types};
+use crate::error::{ErrorKind, QueryError, external};
 
 /// The version of PostgreSQL whose catalog this one follows. Tools choose their questions by it.
 pub const POSTGRES_VERSION: &str = concat!("15.0 (GodsEye ", env!("CARGO_PKG_VERSION"), ")");
@@ -133,10 +134,15 @@ fn number_of(arguments: &[ScalarValue], index: usize) -> Option<i64> {
     }
 }
 
+/// The table whose number is the first argument.
+fn relation_of<'a>(catalog: &'a Catalog, arguments: &[ScalarValue]) -> Result<Option<&'a TableInfo>> {
+    let Some(index) = number_of(arguments, 0).and_then(postgres::index_of_relation) else { return Ok(None) };
+    Ok(catalog.tables()?.get(index))
+}
+
 /// What is stored of a table, bytes; 0 for what is no table.
 fn bytes_of(catalog: &Catalog, arguments: &[ScalarValue]) -> Result<ScalarValue> {
-    let relation = number_of(arguments, 0).and_then(postgres::index_of_relation);
-    let stored = relation.map(|index| catalog.tables().map(|tables| tables[index].stored)).transpose()?.flatten();
+    let stored = relation_of(catalog, arguments)?.and_then(|table| table.stored);
     let bytes = stored.map_or(0, |stored| stored.segment_bytes);
     Ok(ScalarValue::Int64(Some(i64::try_from(bytes).unwrap_or(i64::MAX))))
 }
@@ -149,34 +155,41 @@ fn format_type(_: &Catalog, arguments: &[ScalarValue]) -> Result<ScalarValue> {
 
 /// `obj_description(object, catalog)`
 fn table_description(catalog: &Catalog, arguments: &[ScalarValue]) -> Result<ScalarValue> {
-    let relation = number_of(arguments, 0).and_then(postgres::index_of_relation);
-    match relation {
-        Some(index) if matches!(text_of(arguments, 1), None | Some("pg_class")) => {
-            Ok(text(catalog.tables()?[index].description))
-        }
+    match relation_of(catalog, arguments)? {
+        Some(table) if matches!(text_of(arguments, 1), None | Some("pg_class")) => Ok(text(table.description)),
         _ => Ok(NO_TEXT),
     }
 }
 
 /// `col_description(table, number)`
 fn column_description(catalog: &Catalog, arguments: &[ScalarValue]) -> Result<ScalarValue> {
-    let relation = number_of(arguments, 0).and_then(postgres::index_of_relation);
+    let relation = relation_of(catalog, arguments)?;
     let column = number_of(arguments, 1).and_then(|number| usize::try_from(number - 1).ok());
     let (Some(relation), Some(column)) = (relation, column) else { return Ok(NO_TEXT) };
-    let found = catalog.tables()?[relation].columns.get(column);
+    let found = relation.columns.get(column);
     Ok(found.map_or(NO_TEXT, |column| text(column.description)))
 }
 
 /// `to_regclass(name)`: the number of a table, null when there is none.
-fn relation_number(_: &Catalog, arguments: &[ScalarValue]) -> Result<ScalarValue> {
-    Ok(ScalarValue::Int64(text_of(arguments, 0).and_then(postgres::oid_of_relation)))
+fn relation_number(catalog: &Catalog, arguments: &[ScalarValue]) -> Result<ScalarValue> {
+    Ok(ScalarValue::Int64(text_of(arguments, 0).and_then(|name| catalog.oid_of(name))))
+}
+
+/// `regclass_number(name)`: what `name::regclass` is.
+fn relation_cast(catalog: &Catalog, arguments: &[ScalarValue]) -> Result<ScalarValue> {
+    let Some(name) = text_of(arguments, 0) else { return Ok(ScalarValue::Int64(None)) };
+    let found = catalog.oid_of(name).ok_or_else(|| {
+        let unknown = QueryError::new(ErrorKind::BadQuery, format!("relation \"{name}\" does not exist"));
+        external(unknown.hint("SHOW TABLES lists the tables"))
+    })?;
+    Ok(ScalarValue::Int64(Some(found)))
 }
 
 /// `regclass_name(number)`: what `number::regclass` shows.
 fn relation_name(catalog: &Catalog, arguments: &[ScalarValue]) -> Result<ScalarValue> {
     let Some(oid) = number_of(arguments, 0) else { return Ok(NO_TEXT) };
-    match postgres::index_of_relation(oid) {
-        Some(index) => Ok(text(catalog.tables()?[index].name)),
+    match relation_of(catalog, arguments)? {
+        Some(table) => Ok(text(table.name)),
         None => Ok(text(oid.to_string())),
     }
 }
@@ -221,7 +234,7 @@ fn list_of_text() -> DataType {
 /// Every function, bound to a query's catalog.
 pub(super) fn all(catalog: &Arc<Catalog>) -> Vec<Arc<ScalarUDF>> {
     use DataType::{Boolean, Int32, Int64, Utf8};
-    let functions: [(&'static str, DataType, Body); 52] = [
+    let functions: [(&'static str, DataType, Body); 53] = [
         ("version", Utf8, |_, _| Ok(text(format!("PostgreSQL {POSTGRES_VERSION}")))),
         ("current_database", Utf8, |_, _| Ok(text(DATABASE))),
         ("current_catalog", Utf8, |_, _| Ok(text(DATABASE))),
@@ -279,6 +292,7 @@ pub(super) fn all(catalog: &Arc<Catalog>) -> Vec<Arc<ScalarUDF>> {
         ("quote_ident", Utf8, quote_ident),
         ("to_regclass", Int64, relation_number),
         ("regclass_name", Utf8, relation_name),
+        ("regclass_number", Int64, relation_cast),
         ("to_regtype", Int64, |_, arguments| {
             let known = text_of(arguments, 0).and_then(types::by_name);
             Ok(ScalarValue::Int64(known.map(|known| i64::from(known.oid))))

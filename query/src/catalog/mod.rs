@@ -39,10 +39,11 @@ use crate::error::QueryError;
 use crate::functions::Functions;
 use crate::provider::ScanCounters;
 use crate::source::TableSnapshot;
-use crate::tables::{TABLE_NAMES, Tables};
+use crate::tables::Tables;
 
 pub use functions::{POSTGRES_VERSION, SETTINGS};
 pub(crate) use normalize::normalize;
+pub(crate) use rows::made as made_table;
 
 /// The name of the one database there is.
 pub const DATABASE: &str = "godseye";
@@ -147,11 +148,28 @@ impl Catalog {
         if let Some(listed) = self.listed.get() {
             return Ok(listed);
         }
-        let listed = TABLE_NAMES.iter().map(|name| self.table(name)).collect::<Result<Vec<_>>>()?;
+        let listed = self.tables.names().into_iter().map(|name| self.table(name)).collect::<Result<Vec<_>>>()?;
         Ok(self.listed.get_or_init(|| listed))
     }
 
+    /// The number of a table by its name, which may have its schema before it.
+    fn oid_of(&self, name: &str) -> Option<i64> {
+        let name = postgres::bare(name);
+        let index = self.tables.names().into_iter().position(|known| known == name)?;
+        Some(postgres::oid_at(index))
+    }
+
     fn table(&self, name: &'static str) -> Result<TableInfo> {
+        if let Some(offered) = self.tables.offered().get(name) {
+            let columns = offered.columns().into_iter().map(|column| ColumnInfo {
+                name: column.field.name().clone(),
+                data_type: column.field.data_type().clone(),
+                nullable: column.field.is_nullable(),
+                description: column.description,
+            });
+            let (description, columns) = (offered.description(), columns.collect());
+            return Ok(TableInfo { name, description, columns, stored: None });
+        }
         let schema = self
             .tables
             .schema_of(name)?
@@ -188,8 +206,9 @@ struct View {
 #[async_trait]
 impl SchemaProvider for View {
     fn table_names(&self) -> Vec<String> {
+        let offering = self.catalog.tables.names();
         let names: &[&str] = match self.part {
-            Part::Tables => &TABLE_NAMES,
+            Part::Tables => &offering,
             Part::InformationSchema => &information_schema::NAMES,
             Part::Postgres => &postgres::NAMES,
         };
@@ -199,7 +218,7 @@ impl SchemaProvider for View {
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         match self.part {
             // PostgreSQL finds its own catalog without a schema's name, and tools rely on it.
-            Part::Tables => match self.catalog.tables.provider(name)? {
+            Part::Tables => match self.catalog.tables.read(name).await? {
                 None if name.starts_with("pg_") => postgres::table(&self.catalog, name),
                 found => Ok(found),
             },
@@ -224,7 +243,8 @@ impl Engine {
             let snapshot = engine.source.snapshot(&tenant);
             let functions = Functions::new(&snapshot.kinds);
             let (source, counters) = (Arc::clone(&engine.source), Arc::new(ScanCounters::default()));
-            let catalog = Catalog::new(Arc::new(Tables::new(tenant, snapshot, source, functions, counters)));
+            let offered = engine.offered.clone();
+            let catalog = Catalog::new(Arc::new(Tables::new(tenant, snapshot, source, functions, counters, offered)));
             Ok(catalog.tables()?.to_vec())
         })
         .await

@@ -344,11 +344,7 @@ fn cast(expr: Expr, name: &str) -> Result<Cast, QueryError> {
         {
             number(text.parse().unwrap_or_default())
         }
-        ("regclass", Some(text)) => match postgres::oid_of_relation(&text) {
-            Some(oid) => number(oid),
-            None => Err(QueryError::new(ErrorKind::BadQuery, format!("relation \"{text}\" does not exist"))
-                .hint("SHOW TABLES lists the tables")),
-        },
+        ("regclass", Some(_)) => Ok(Cast::Is(call("regclass_number", vec![expr]))),
         ("regclass", None) => Ok(Cast::Is(call("regclass_name", vec![expr]))),
         ("regtype", Some(text)) => match types::by_name(text.trim_start_matches("pg_catalog.")) {
             Some(known) => number(i64::from(known.oid)),

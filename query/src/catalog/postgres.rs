@@ -14,7 +14,6 @@ use datafusion::error::Result;
 use super::rows::Rows;
 use super::types::{self, PgType, column_type};
 use super::{Catalog, ColumnInfo, DATABASE, SCHEMA, TableInfo};
-use crate::tables::TABLE_NAMES;
 
 /// The number of the first table; smaller ones are PostgreSQL's own.
 const FIRST_RELATION: i64 = 16_384;
@@ -110,19 +109,18 @@ pub(super) const NAMES: [&str; EMPTY.len() + FILLED.len() + 2] = {
     names
 };
 
-/// The number of a table by its name, which may have its schema before it.
-pub(super) fn oid_of_relation(name: &str) -> Option<i64> {
-    let name = name.strip_prefix("public.").unwrap_or(name);
-    let name = name.trim_matches('"');
-    (FIRST_RELATION..).zip(TABLE_NAMES).find(|(_, known)| *known == name).map(|(oid, _)| oid)
+/// A table's name without schema and quotes.
+pub(super) fn bare(name: &str) -> &str {
+    name.strip_prefix("public.").unwrap_or(name).trim_matches('"')
 }
 
-/// The place of a table in the list of tables, by its number.
+/// The place in the list of tables that a number stands for, whether or not there is one.
 pub(super) fn index_of_relation(oid: i64) -> Option<usize> {
-    usize::try_from(oid - FIRST_RELATION).ok().filter(|index| *index < TABLE_NAMES.len())
+    usize::try_from(oid.checked_sub(FIRST_RELATION)?).ok()
 }
 
-fn oid_at(index: usize) -> i64 {
+/// The number of the table at a place in the list of tables.
+pub(super) fn oid_at(index: usize) -> i64 {
     FIRST_RELATION + index as i64
 }
 

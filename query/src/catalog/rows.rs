@@ -99,9 +99,13 @@ impl Rows {
     pub(super) fn finish(self) -> Result<Arc<dyn TableProvider>> {
         let schema = Arc::new(Schema::new(self.fields));
         let options = RecordBatchOptions::new().with_row_count(Some(self.rows));
-        let batch = RecordBatch::try_new_with_options(Arc::clone(&schema), self.columns, &options)?;
-        Ok(Arc::new(Made { schema, batch }))
+        Ok(made(RecordBatch::try_new_with_options(schema, self.columns, &options)?))
     }
+}
+
+/// Rows that are at hand, as a table.
+pub(crate) fn made(batch: RecordBatch) -> Arc<dyn TableProvider> {
+    Arc::new(Made { schema: batch.schema(), batch })
 }
 
 /// A table that was made. It knows how many rows it has, so that joins of such tables pass the plan's limits.

@@ -2,13 +2,18 @@
 
 use std::sync::Arc;
 
+use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+use arrow::datatypes::{DataType, Schema};
+use model::attributes::AttributesColumn;
 use model::signal::Table;
 use model::tenant::TenantId;
+use model::value::Value;
 
 use super::attributes::AttributesQuestion;
 use super::descriptions;
 use crate::engine::{Engine, EngineConfig, Limits};
 use crate::error::ErrorKind;
+use crate::offered::{Bounds, Column, OfferedTable, Rows};
 use crate::tables::TABLE_NAMES;
 use crate::testing::{T0, TestSource};
 use crate::tests::{ask, logs, spans};
@@ -21,6 +26,88 @@ fn engine() -> (Arc<TestSource>, Engine) {
     let config = EngineConfig { threads: 2, ..EngineConfig::default() };
     let engine = Engine::new(config, Arc::clone(&source) as _).unwrap();
     (source, engine)
+}
+
+/// A table of two rows, as another part of the program would offer one. `cut` and `fails` are what it says of itself.
+struct Notes {
+    cut: bool,
+    fails: bool,
+}
+
+#[async_trait::async_trait]
+impl OfferedTable for Notes {
+    fn name(&self) -> &'static str {
+        "notes"
+    }
+
+    fn description(&self) -> &'static str {
+        "A note"
+    }
+
+    fn columns(&self) -> Vec<Column> {
+        vec![Column::new("id", DataType::Int64, "Its number"), Column::texts("labels", "Its labels")]
+    }
+
+    async fn rows(&self, tenant: &TenantId, _bounds: Bounds) -> Result<Rows, String> {
+        if self.fails {
+            return Err("the drawer is stuck".to_owned());
+        }
+        let mut labels = AttributesColumn::default();
+        for text in ["red", "7"] {
+            labels.push("colour", Some(Value::String(text))).unwrap();
+            // Spans have numbers under this key: here it is text all the same.
+            labels.push("http.response.status_code", Some(Value::String(text))).unwrap();
+            labels.end_row();
+        }
+        let ids: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
+        let fields = self.columns().into_iter().map(|column| column.field).collect::<Vec<_>>();
+        let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), vec![ids, labels.finish()]).unwrap();
+        let rows = if *tenant == TenantId::default_tenant() { batch.num_rows() } else { 0 };
+        Ok(Rows { batch: batch.slice(0, rows), cut: self.cut })
+    }
+}
+
+fn offering(notes: Notes) -> Engine {
+    let config = EngineConfig { threads: 2, ..EngineConfig::default() };
+    Engine::offering(config, Arc::new(TestSource::new()), vec![Arc::new(notes)]).unwrap()
+}
+
+#[test]
+fn offered_tables_are_tables() {
+    let engine = offering(Notes { cut: false, fails: false });
+    for (sql, rows) in [
+        ("SELECT id, labels['colour'], labels['none'] FROM notes ORDER BY id DESC", "[2,\"7\",null]\n[1,\"red\",null]"),
+        ("SELECT id FROM notes WHERE labels['http.response.status_code'] = 'red'", "[1]"),
+        (
+            "SELECT labels FROM public.notes WHERE id = 1",
+            "[{\"colour\":\"red\",\"http.response.status_code\":\"red\"}]",
+        ),
+        ("SELECT count(*) FROM notes a JOIN notes b ON a.labels['colour'] = b.labels['colour']", "[2]"),
+        (
+            "SELECT column_name, data_type FROM information_schema.columns WHERE table_name = 'notes'",
+            "[\"id\",\"bigint\"]\n[\"labels\",\"json\"]",
+        ),
+        (
+            "SELECT obj_description('notes'::regclass), col_description('notes'::regclass, 2)",
+            "[\"A note\",\"Its labels\"]",
+        ),
+        ("DESCRIBE notes", "[\"id\",\"bigint\",true]\n[\"labels\",\"json\",true]"),
+    ] {
+        assert_eq!(ask(&engine, sql).unwrap_or_else(|error| panic!("{sql}: {error:?}")).rows, rows, "{sql}");
+    }
+    assert!(ask(&engine, "SHOW TABLES").unwrap().rows.ends_with("[\"notes\"]"));
+    let tables = block_on(engine.tables(&TenantId::default_tenant())).unwrap();
+    let notes = tables.last().unwrap();
+    assert_eq!((notes.name, notes.columns[1].description, notes.stored), ("notes", "Its labels", None));
+
+    assert!(ask(&engine, "SELECT * FROM notes").unwrap().stats.warnings.is_empty());
+    let warnings = ask(&offering(Notes { cut: true, fails: false }), "SELECT * FROM notes").unwrap().stats.warnings;
+    assert!(warnings[0].starts_with("notes has more than 100000 rows"), "{warnings:?}");
+    let error = ask(&offering(Notes { cut: false, fails: true }), "SELECT * FROM notes").map(|_| ()).unwrap_err();
+    assert_eq!(
+        (error.kind, error.message.as_str()),
+        (ErrorKind::Unavailable, "cannot read notes: the drawer is stuck")
+    );
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -232,7 +319,7 @@ fn statements_are_described_without_running() {
     let describe = |sql: &str| block_on(engine.describe(&TenantId::default_tenant(), sql));
     let shown = |sql: &str| {
         let found = describe(sql).unwrap();
-        let name = |data_type: &arrow::datatypes::DataType| super::types::column_type(data_type).sql_name();
+        let name = |data_type: &DataType| super::types::column_type(data_type).sql_name();
         let parameters = found.parameters.iter().map(|known| known.as_ref().map_or("?".to_owned(), name));
         let columns = found.schema.fields().iter().map(|field| format!("{} {}", field.name(), name(field.data_type())));
         (parameters.collect::<Vec<_>>().join(", "), columns.collect::<Vec<_>>().join(", "))
