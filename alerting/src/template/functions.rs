@@ -122,9 +122,8 @@ fn silence_command(args: &[Value]) -> Outcome {
         return failed("silenceCommand needs the whole data");
     };
     let argument = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
-    let matchers = labels.iter().map(|(name, value)| {
-        argument(&format!("{name}={}", crate::labels::quoted(&value.to_string())))
-    });
+    let matchers =
+        labels.iter().map(|(name, value)| argument(&format!("{name}={}", crate::labels::quoted(&value.to_string()))));
     let matchers: Vec<String> = matchers.collect();
     Ok(text(format!(
         "godseye silence add --server {} --duration 2h --comment WHY {}",
@@ -146,7 +145,7 @@ fn path(args: &[Value]) -> Outcome {
 }
 
 pub(super) fn all() -> FuncMap {
-    let functions: [(&str, Function); 27] = [
+    let functions: [(&str, Function); 28] = [
         (super::PATH, path),
         ("toUpper", |args| Ok(text(string(args, 0)?.to_uppercase()))),
         ("toLower", |args| Ok(text(string(args, 0)?.to_lowercase()))),

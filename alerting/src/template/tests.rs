@@ -127,7 +127,8 @@ fn html_escapes_what_comes_from_telemetry() {
     let text = templates.expand("{{ template \"email.default.text\" . }}", &data).unwrap();
     assert!(text.contains(r#"'quote="it'\''s; reboot"'"#), "one argument for a shell: {text}");
     assert!(
-        text.contains("Silence: godseye silence add --server 'http://godseye' --duration 2h --comment WHY '") && text.contains("Since 2026-03-05"),
+        text.contains("Silence: godseye silence add --server 'http://godseye' --duration 2h --comment WHY '")
+            && text.contains("Since 2026-03-05"),
         "{text}"
     );
 }
