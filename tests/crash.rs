@@ -186,7 +186,8 @@ mod fail_points {
                     let text = std::fs::read_to_string(&path).unwrap();
                     for rest in text.split("fail_point!(\"").skip(1) {
                         let (name, rest) = rest.split_once('"').unwrap();
-                        if rest.starts_with(')') {
+                        // A server that keeps its own segments has no sink to die before.
+                        if rest.starts_with(')') && !name.ends_with("_before_sink") {
                             points.insert(name.to_owned());
                         }
                     }

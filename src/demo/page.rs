@@ -30,7 +30,7 @@ metadata:
   name: payment-availability
   displayName: Payments go through
   annotations:
-    godseye/runbook_url: https://runbooks.example.org/payment
+    runbook_url: https://runbooks.example.org/payment
 spec:
   service: payment
   indicator:

@@ -117,7 +117,9 @@ fn html_escapes_what_comes_from_telemetry() {
     let templates = Templates::new(&[]).unwrap();
     let mut hostile = notification();
     hostile.alerts[0].labels.insert("job", "<script>alert(1)</script>");
-    hostile.alerts[0].labels.insert("quote", "it's; reboot");
+    for alert in &mut hostile.alerts {
+        alert.labels.insert("quote", "it's; reboot");
+    }
     hostile.alerts[0].annotations.insert("runbook_url", "javascript:alert(1)");
     let data = Data::new(&hostile, "http://godseye");
     let html = templates.expand_html("{{ template \"email.default.html\" . }}", &data).unwrap();
