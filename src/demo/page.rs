@@ -48,8 +48,12 @@ spec:
 fn routing(webhook: &str, smtp: SocketAddr) -> String {
     format!(
         "\
-route: {{receiver: payment-on-call, group_by: [alertname, service], group_wait: 0s}}
+route:
+  receiver: nobody
+  routes:
+  - {{receiver: payment-on-call, matchers: ['severity=\"critical\"'], group_by: [alertname, service], group_wait: 0s}}
 receivers:
+- name: nobody
 - name: payment-on-call
   slack_configs: [{{api_url: '{webhook}', channel: '#payment-on-call', send_resolved: true}}]
   email_configs:
@@ -130,9 +134,28 @@ fn email_text(email: &Email) -> String {
     lines.push("");
     let plain = body.split_once("Content-Type: text/plain").map_or(body, |(_, part)| part);
     let plain = plain.split_once("\r\n\r\n").map_or(plain, |(_, text)| text);
+    let plain = readable(plain);
     // The boundary that ends the part.
     lines.extend(plain.lines().take_while(|line| !line.starts_with("--")));
     lines.join("\n")
+}
+
+/// Quoted-printable (RFC 2045, 6.7) as it is meant; what is not it stays as it is.
+fn readable(quoted: &str) -> String {
+    let joined = quoted.replace("=\r\n", "");
+    let mut bytes = Vec::with_capacity(joined.len());
+    let mut rest = joined.as_bytes();
+    while let [first, after @ ..] = rest {
+        let hex = (*first == b'=').then(|| after.get(..2)).flatten().and_then(|hex| std::str::from_utf8(hex).ok());
+        if let Some(byte) = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            bytes.push(byte);
+            rest = &after[2..];
+        } else {
+            bytes.push(*first);
+            rest = after;
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn framed(text: &str) -> String {
