@@ -36,7 +36,7 @@ use crate::gather::as_table;
 use crate::layout::{Layout, Promoted};
 
 /// The version of a segment's layout. Version 1 is the table's schema as it is; since version 2
-/// columns are promoted and left out ([`crate::layout`]); since version 3 merged segments have
+/// columns are promoted and left out ([`crate::layout`]); since version 3 segments have
 /// block filters ([`crate::filter`]).
 pub const SEGMENT_FORMAT_VERSION: u32 = 3;
 
@@ -55,9 +55,6 @@ pub const METADATA_VERSION: &str = "godseye.format_version";
 pub const METADATA_TABLE: &str = "godseye.table";
 /// The key of the tenant's name in a file's metadata.
 pub const METADATA_TENANT: &str = "godseye.tenant";
-
-/// False positives of the bloom filter on trace ids: one row group in a hundred is opened in vain.
-const BLOOM_FALSE_POSITIVES: f64 = 0.01;
 
 /// Rows of a page: a page is the smallest unit that the page index can skip, and a block of the
 /// filters is one.
@@ -82,17 +79,15 @@ pub(crate) struct Packing {
     zstd_level: i32,
     row_group_rows_max: usize,
     row_group_bytes_max: usize,
-    /// With block filters.
-    filters: bool,
 }
 
 impl Packing {
     /// A flush: quick, since the acknowledgement path shares the machine with it.
     pub(crate) const FLUSH: Self =
-        Self { zstd_level: 1, row_group_rows_max: 128 * 1024, row_group_bytes_max: 32 << 20, filters: false };
+        Self { zstd_level: 1, row_group_rows_max: 128 * 1024, row_group_bytes_max: 32 << 20 };
     /// A merge: it happens a few times in a row's life and is read for the rest of it.
     pub(crate) const MERGE: Self =
-        Self { zstd_level: 3, row_group_rows_max: 512 * 1024, row_group_bytes_max: 32 << 20, filters: true };
+        Self { zstd_level: 3, row_group_rows_max: 512 * 1024, row_group_bytes_max: 32 << 20 };
 }
 
 /// What is known of a segment without opening it.
@@ -133,10 +128,10 @@ impl SegmentMeta {
         file_name(self.id)
     }
 
-    /// Whether it may have block filters ([`crate::filter`]): merged ones have.
+    /// Whether it may have block filters ([`crate::filter`]). All of its version have but flushed ones of its first days.
     #[must_use]
     pub const fn has_filters(&self) -> bool {
-        self.level > 0 && self.format_version >= FILTERS_SINCE
+        self.format_version >= FILTERS_SINCE
     }
 
     /// The time its age is reckoned from: its latest row, but never after it was stored, so that a
@@ -261,7 +256,7 @@ fn properties(layout: &Layout, tenant: &TenantId, packing: Packing, varied: &Var
     for leaf in &leaves {
         builder = match Promoted::of_column(&leaf.path[0]) {
             Some(pair) => promoted_properties(builder, leaf, &pair, varied),
-            None => leaf_properties(builder, leaf, packing),
+            None => leaf_properties(builder, leaf),
         };
     }
     builder.build()
@@ -281,7 +276,7 @@ fn promoted_properties(
     if varied.0.contains(pair) { builder.set_column_dictionary_enabled(path(), false) } else { builder }
 }
 
-fn leaf_properties(builder: WriterPropertiesBuilder, leaf: &Leaf, packing: Packing) -> WriterPropertiesBuilder {
+fn leaf_properties(builder: WriterPropertiesBuilder, leaf: &Leaf) -> WriterPropertiesBuilder {
     let path = || ColumnPath::new(leaf.path.clone());
     // Nobody prunes by what is inside lists and structs, by whole contexts, or by random ids.
     let pruned_by = leaf.top_level
@@ -299,11 +294,7 @@ fn leaf_properties(builder: WriterPropertiesBuilder, leaf: &Leaf, packing: Packi
         // The version of Parquet that is written has no dictionaries for ids, but zstd finds the
         // neighbours of one trace. A span's own id never repeats, so there is nothing to gain. Block
         // filters say all that a Bloom filter of a row group could.
-        ("trace_id", _) if leaf.top_level && packing.filters => plain(builder, Encoding::PLAIN),
-        ("trace_id", _) if leaf.top_level => plain(builder, Encoding::PLAIN)
-            .set_column_bloom_filter_enabled(path(), true)
-            .set_column_bloom_filter_fpp(path(), BLOOM_FALSE_POSITIVES)
-            .set_column_bloom_filter_max_ndv(path(), packing.row_group_rows_max as u64),
+        ("trace_id", _) if leaf.top_level => plain(builder, Encoding::PLAIN),
         ("span_id", _) => plain(builder, Encoding::PLAIN).set_column_compression(path(), Compression::UNCOMPRESSED),
         ("parent_span_id" | "otlp" | "profile_id", _) => plain(builder, Encoding::PLAIN),
         ("body" | "body_value", _) => plain(builder, Encoding::DELTA_LENGTH_BYTE_ARRAY),
@@ -435,7 +426,7 @@ impl SegmentWriter {
         let properties = properties(layout, tenant, packing, varied);
         let writer = ArrowWriter::try_new(file, Arc::clone(layout.schema()), Some(properties))
             .map_err(StoreError::parquet("create", path))?;
-        let filters = packing.filters.then(|| FilterBuilder::new(layout, varied)).filter(|filters| !filters.is_empty());
+        let filters = Some(FilterBuilder::new(layout, varied)).filter(|filters| !filters.is_empty());
         let path = path.to_owned();
         Ok(Self { writer, filters, packing, table, path, rows: 0, min_time: i64::MAX, max_time: i64::MIN })
     }
@@ -687,21 +678,20 @@ mod tests {
                 .find(|column| column.column_path().string() == name)
                 .unwrap_or_else(|| panic!("{name}"))
         };
-        for (name, bloom, statistics, dictionary, encoding, packed) in [
-            ("trace_id", true, true, false, Some(Encoding::PLAIN), true),
-            ("span_id", false, false, false, Some(Encoding::PLAIN), false),
-            ("parent_span_id", false, false, false, Some(Encoding::PLAIN), true),
-            ("service_name", false, true, true, None, true),
-            ("start_time", false, true, false, Some(Encoding::DELTA_BINARY_PACKED), true),
-            ("duration_ns", false, true, false, Some(Encoding::DELTA_BINARY_PACKED), true),
-            ("attributes.shape", false, false, true, None, true),
-            ("events.list.item.name", false, false, true, None, true),
-            ("events.list.item.time", false, false, false, Some(Encoding::DELTA_BINARY_PACKED), true),
-            ("links.list.item.span_id", false, false, false, Some(Encoding::PLAIN), false),
-            ("resource", false, false, true, None, true),
+        for (name, statistics, dictionary, encoding, packed) in [
+            ("trace_id", true, false, Some(Encoding::PLAIN), true),
+            ("span_id", false, false, Some(Encoding::PLAIN), false),
+            ("parent_span_id", false, false, Some(Encoding::PLAIN), true),
+            ("service_name", true, true, None, true),
+            ("start_time", true, false, Some(Encoding::DELTA_BINARY_PACKED), true),
+            ("duration_ns", true, false, Some(Encoding::DELTA_BINARY_PACKED), true),
+            ("attributes.shape", false, true, None, true),
+            ("events.list.item.name", false, true, None, true),
+            ("events.list.item.time", false, false, Some(Encoding::DELTA_BINARY_PACKED), true),
+            ("links.list.item.span_id", false, false, Some(Encoding::PLAIN), false),
+            ("resource", false, true, None, true),
         ] {
             let column = column(name);
-            assert_eq!(column.bloom_filter_offset().is_some(), bloom, "{name}");
             assert_eq!(column.statistics().is_some_and(|found| found.min_bytes_opt().is_some()), statistics, "{name}");
             assert_eq!(column.dictionary_page_offset().is_some(), dictionary, "{name}");
             assert_eq!(column.compression() != Compression::UNCOMPRESSED, packed, "{name}");
@@ -709,6 +699,8 @@ mod tests {
                 assert!(column.encodings().any(|found| found == encoding), "{name}");
             }
         }
+        let entries = footer.file_metadata().key_value_metadata().unwrap();
+        assert!(entries.iter().any(|entry| entry.key == METADATA_FILTERS));
         let sorted: Vec<String> = group
             .sorting_columns()
             .unwrap()

@@ -1,7 +1,7 @@
 //! Block filters: which blocks of a segment's rows may hold a value, so that the few rows of a user,
 //! a trace or a rare word are found without decoding the pages of all others.
 //!
-//! A merged segment has, for some columns, a small split-block Bloom filter for every
+//! A segment has, for some columns, a small split-block Bloom filter for every
 //! [`BLOCK_ROWS`] rows, which are a page of each column. What is hashed into them, and what a
 //! predicate asks for, are *keys* ([`keys`]). A filter never says that a block lacks a key that
 //! is there; the predicate itself is still evaluated over what is left.
