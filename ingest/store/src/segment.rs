@@ -273,7 +273,14 @@ fn promoted_properties(
     let builder = builder.set_column_statistics_enabled(path(), EnabledStatistics::Page);
     let encoding = if leaf.data_type == DataType::Utf8 { Encoding::DELTA_LENGTH_BYTE_ARRAY } else { Encoding::PLAIN };
     let builder = if pair.kind == Kind::Bool { builder } else { builder.set_column_encoding(path(), encoding) };
-    if varied.0.contains(pair) { builder.set_column_dictionary_enabled(path(), false) } else { builder }
+    if !varied.0.contains(pair) {
+        return builder;
+    }
+    // The higher levels of zstd look for longer repetitions, and in random text find worse ones: 15.2 B a row for
+    // addresses, paths and users against 14.3 B.
+    builder
+        .set_column_dictionary_enabled(path(), false)
+        .set_column_compression(path(), Compression::ZSTD(ZstdLevel::default()))
 }
 
 fn leaf_properties(builder: WriterPropertiesBuilder, leaf: &Leaf) -> WriterPropertiesBuilder {
@@ -300,8 +307,10 @@ fn leaf_properties(builder: WriterPropertiesBuilder, leaf: &Leaf) -> WriterPrope
         ("body" | "body_value", _) => plain(builder, Encoding::DELTA_LENGTH_BYTE_ARRAY),
         _ if leaf.path.iter().any(|part| part == "others") => plain(builder, Encoding::DELTA_LENGTH_BYTE_ARRAY),
         _ if leaf.path[0] == "stack" => builder.set_column_dictionary_page_size_limit(path(), LARGE_DICTIONARY_BYTES),
-        // Counters must not be delta-encoded before zstd, which finds more in them as they are.
-        ("value_double" | "value_int", _) => plain(builder, Encoding::PLAIN),
+        // Neighbours of a series share their upper bytes: with those side by side zstd makes a quarter less of counters.
+        // Delta encoding does less, since each series begins anew; doubles are best as they are.
+        ("value_int", _) => plain(builder, Encoding::BYTE_STREAM_SPLIT),
+        ("value_double", _) => plain(builder, Encoding::PLAIN),
         // What overflows its dictionary.
         (_, DataType::Utf8) => builder.set_column_encoding(path(), Encoding::DELTA_LENGTH_BYTE_ARRAY),
         _ => builder,
