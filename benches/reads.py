@@ -15,12 +15,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 from pipeline import BATCH_OF, CORE_SENDER, CORE_UNDER_TEST, Godseye, peak_bytes, folder_bytes, say
 
 SPANS = 10_240_000
 LOGS = 20_480_000
+HOURS = 24
+# Of heavy questions at once, while acknowledgements are timed.
+HEAVY = 8
+BESIDE_S = 20
 
 
 class Server(Godseye):
@@ -44,12 +49,22 @@ class Server(Godseye):
         return json.loads(self.ask(sql).read())["rows"]
 
 
-def fill(args, source, items, data_dir, log):
+def send(args, server, source, *options):
+    """Runs the load generator; its report."""
+    command = [args.godseye, "loadgen", "--endpoint", f"http://{server.grpc}", "--source", source, "--output", "json"]
+    command += ["--connections", "4", *map(str, options)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
+
+
+def fill(args, source, items, data_dir, log, hours=1):
+    """Sends so many items, in as many bursts as there are hours, an hour apart and the last one now."""
     say(f"sending {items:,} {source}")
     with Server(args.godseye, data_dir, log=log) as server:
-        command = [args.godseye, "loadgen", "--endpoint", f"http://{server.grpc}", "--source", source, "--items", str(items)]
-        command += ["--seconds", "0", "--distinct-batches", str(-(-items // BATCH_OF[source])), "--connections", "4"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        batches = -(-items // hours // BATCH_OF[source])
+        items = batches * BATCH_OF[source] * hours
+        for hour in range(hours):
+            options = ["--items", batches * BATCH_OF[source], "--seconds", 0, "--distinct-batches", batches]
+            send(args, server, source, *options, "--seed", hour + 1, "--ago", 3600 * (hours - 1 - hour))
         server.settled()
         rows = server.query(f"SELECT count(*) FROM {source}")[0][0]
     if rows != items:
@@ -205,6 +220,82 @@ def compare(args, server, clickhouse, asked):
         print(f"\ngeometric mean of the ratios: {math.exp(statistics.fmean(map(math.log, ratios))):.2f}")
 
 
+def beside(args, data_dir, log, questions):
+    """The questions while telemetry comes in at half of what the machine takes, and acknowledgements while heavy ones run."""
+    with Server(args.godseye, data_dir, log=log) as server:
+        say("idle, then beside ingest")
+        asked = [(name, ours) for name, ours, _ in questions(server)]
+        idle = {name: best(lambda: server.query(ours), args.repeats)[1] for name, ours in asked}
+        full = send(args, server, "spans", "--seconds", 5, "--distinct-batches", 1000)["acked_per_second"]
+        half = ["--rate", full / 2, "--distinct-batches", 1000]
+        reports = []
+        load = lambda seconds: threading.Thread(target=lambda: reports.append(send(args, server, "spans", "--seconds", seconds, *half)))
+        sending = load(BESIDE_S)
+        sending.start()
+        time.sleep(2)
+        ratios = {}
+        while len(ratios) < len(asked) and sending.is_alive():
+            name, ours = asked[len(ratios)]
+            ratios[name] = best(lambda: server.query(ours), args.repeats)[1] / idle[name]
+        sending.join()
+        print("| question | beside ingest, against idle |\n| --- | --- |")
+        for name, ratio in ratios.items():
+            print(f"| {name} | {ratio:.2f} |")
+        print(f"\ngeometric mean: {math.exp(statistics.fmean(map(math.log, ratios.values()))):.2f} at {full / 2:,.0f} spans/s", flush=True)
+        say("acknowledgements beside heavy questions")
+        over = threading.Event()
+        answered = [0] * HEAVY
+
+        def ask(number):
+            door = http.client.HTTPConnection(server.http, timeout=600)
+            while not over.is_set():
+                # Each of its own, so that none is answered from what another has read.
+                door.request("POST", "/api/v1/sql", f"SELECT attributes['http.route'], name, approx_percentile_cont(duration_ns, 0.99) FROM spans WHERE duration_ns > {number} GROUP BY 1, 2")
+                answer = door.getresponse()
+                if answer.status != 200:
+                    raise SystemExit(f"a heavy question: {answer.status} {answer.read()[:500]!r}")
+                answer.read()
+                answered[number] += 1
+
+        # The caches of the nine are no part of it, and neither are the threads' first answers.
+        askers = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(HEAVY)]
+        for asker in askers:
+            asker.start()
+        time.sleep(2)
+        sending = load(BESIDE_S)
+        sending.start()
+        sending.join()
+        over.set()
+        latency = reports[-1]["latency"]
+        print(f"acknowledgements at {full / 2:,.0f} spans/s beside {HEAVY} heavy questions: p50 {latency['p50_ms']:.1f} ms, p99 {latency['p99_ms']:.1f} ms; "
+              f"{sum(answered)} answers; peak memory of the server: {peak_bytes(server.pid) >> 20} MiB\n", flush=True)
+
+
+def day(args):
+    """Service map and RED of a day, from the derived tables."""
+    with tempfile.TemporaryDirectory(prefix="godseye-reads-", dir=args.work_dir) as folder:
+        data_dir = args.day_dir or os.path.join(folder, "data")
+        with open(os.path.join(folder, "godseye.log"), "w") as log:
+            if not os.path.isdir(data_dir):
+                fill(args, "spans", args.spans, data_dir, log, HOURS)
+            with Server(args.godseye, data_dir, log=log) as server:
+                print("| derived tables, one day | ms (median) |\n| --- | --- |")
+                for name, sql in DAY_QUESTIONS:
+                    least, median = best(lambda: server.query(sql), args.repeats)
+                    print(f"| {name} | {least:.1f} ({median:.1f}) |", flush=True)
+                print()
+
+
+DAY_QUESTIONS = [
+    ("RED of all services",
+     "SELECT service_name, sum(count) AS requests, sum(errors) AS errors, quantile(0.99, duration) AS p99 FROM span_metrics "
+     "WHERE kind = 'SERVER' AND time >= now() - INTERVAL '1 day' GROUP BY 1 ORDER BY 2 DESC"),
+    ("service map",
+     "SELECT client, server, connection_type, sum(count) AS requests, sum(errors) AS errors, quantile(0.99, duration) AS p99 "
+     "FROM service_edges WHERE time >= now() - INTERVAL '1 day' GROUP BY 1, 2, 3 ORDER BY 4 DESC"),
+]
+
+
 def measure(args, source, items, data_dir, questions, description):
     with tempfile.TemporaryDirectory(prefix="godseye-reads-", dir=args.work_dir) as folder:
         data_dir = data_dir or os.path.join(folder, "data")
@@ -221,6 +312,8 @@ def measure(args, source, items, data_dir, questions, description):
                 print(f"bytes on disk, {source}: {segments / items:.1f} each; peak memory of the server: {peak_bytes(server.pid) >> 20} MiB\n")
             if clickhouse is not None:
                 clickhouse.close()
+            if source == "spans" and args.beside:
+                beside(args, data_dir, log, questions)
 
 
 def main():
@@ -234,10 +327,15 @@ def main():
     parser.add_argument("--data-dir", help="keep the server's data of spans there, or use what an earlier run left")
     parser.add_argument("--logs-dir", help="the same for logs")
     parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--day-dir", help="the same for spans of a day")
+    parser.add_argument("--no-day", dest="day", action="store_false", help="leave out the derived tables")
+    parser.add_argument("--no-beside", dest="beside", action="store_false", help="leave out what is asked while telemetry comes in; it adds rows to --data-dir")
     parser.add_argument("--only", help="questions whose name contains this")
     args = parser.parse_args()
     if args.spans:
         measure(args, "spans", args.spans, args.data_dir, span_questions, SPANS_PEER)
+    if args.spans and args.day:
+        day(args)
     if args.logs:
         measure(args, "logs", args.logs, args.logs_dir, log_questions, LOGS_PEER)
     return 0

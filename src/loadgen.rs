@@ -69,6 +69,9 @@ pub struct LoadgenArgs {
     /// So many seconds after the start the shop deploys a build of payment that fails one charge in eight
     #[arg(long, value_name = "SECONDS")]
     leaking_deploy: Option<f64>,
+    /// Time stamps begin so many seconds before now: telemetry of yesterday, to try questions about it
+    #[arg(long, default_value_t = 0.0, value_name = "SECONDS")]
+    ago: f64,
     /// Stop after so many seconds; 0 for never
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
@@ -114,7 +117,7 @@ pub enum LoadgenError {
 /// # Errors
 /// [`LoadgenError`].
 pub fn run(args: LoadgenArgs) -> Result<(), LoadgenError> {
-    let start_ns = Clock::System.now().0.cast_unsigned();
+    let start_ns = Clock::System.now().0.cast_unsigned().saturating_sub((args.ago.max(0.0) * 1e9) as u64);
     let mut shop = ShopConfig { seed: args.seed, ..ShopConfig::default() };
     if let Some(seconds) = args.leaking_deploy {
         shop = shop.with_leaking_deploy(start_ns.saturating_add((seconds.max(0.0) * 1e9) as u64));

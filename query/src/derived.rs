@@ -53,9 +53,13 @@ pub(crate) fn view(
     };
     let exemplars = ["duration_max_ns", "slowest_trace_id", "error_max_ns", "error_trace_id"].map(col).to_vec();
     let exemplars = merge_exemplars().call(exemplars).alias("exemplar_trace_ids");
-    // `time` first, and no `resolution`: rows are of ten seconds.
+    // `time` first, and no `resolution`: rows are of ten seconds. The kind stands behind the name.
     let keys = table.keys();
-    let keys = std::iter::once("time").chain(keys[1..keys.len() - 1].iter().copied()).map(col);
+    let mut keys: Vec<&str> = std::iter::once("time").chain(keys[1..keys.len() - 1].iter().copied()).collect();
+    if table == DerivedTable::SpanMetrics {
+        keys[1..4].rotate_left(1);
+    }
+    let keys = keys.into_iter().map(col);
     let unknown = || lit(ScalarValue::Int64(None));
     let plan = match table {
         DerivedTable::SpanMetrics => plan.aggregate(

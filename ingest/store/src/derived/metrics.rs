@@ -139,9 +139,9 @@ impl SpanMetrics {
         let (error_max, failed) = exemplars(rows.iter().map(|row| &row.failed));
         let columns: Vec<ArrayRef> = vec![
             resolution,
+            text(|key| key.kind),
             text(|key| key.service),
             text(|key| key.name),
-            text(|key| key.kind),
             text(|key| key.status),
             text(|key| key.environment),
             text(|key| key.version),

@@ -176,8 +176,20 @@ fn properties(table: DerivedTable, tenant: &TenantId) -> WriterProperties {
                     builder.set_column_dictionary_enabled(path(), false).set_column_encoding(path(), Encoding::PLAIN);
             }
             // Sums and extremes of durations hardly repeat; packing them to the bits they need beats
-            // zstd on whole numbers.
+            // zstd on whole numbers. The least ones have most of their upper bytes in common.
+            DataType::Int64 if field.name().ends_with("_min_ns") => {
+                builder = builder
+                    .set_column_dictionary_enabled(path(), false)
+                    .set_column_encoding(path(), Encoding::BYTE_STREAM_SPLIT);
+            }
             DataType::Int64 if field.name().ends_with("_ns") => {
+                builder = builder
+                    .set_column_dictionary_enabled(path(), false)
+                    .set_column_encoding(path(), Encoding::DELTA_BINARY_PACKED);
+            }
+            // Buckets ascend within a row.
+            DataType::List(item) if *item.data_type() == DataType::Int16 => {
+                let path = || ColumnPath::new(vec![field.name().clone(), "list".to_owned(), item.name().clone()]);
                 builder = builder
                     .set_column_dictionary_enabled(path(), false)
                     .set_column_encoding(path(), Encoding::DELTA_BINARY_PACKED);

@@ -240,9 +240,9 @@ pub(crate) fn scan_metrics(spans: &[TestSpan]) -> Derived {
     let mut rows = Derived::new();
     for span in spans {
         let key = vec![
+            span.kind.to_owned(),
             span.service.to_owned(),
             span.name.to_owned(),
-            span.kind.to_owned(),
             span.status.to_owned(),
             text(span.environment),
             text(span.version),
