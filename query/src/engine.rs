@@ -280,7 +280,7 @@ impl Engine {
             .chain(crate::text::functions())
             .chain(crate::histogram::scalar_functions())
             .collect();
-        let mut aggregate_functions = SessionStateDefaults::default_aggregate_functions();
+        let mut aggregate_functions = crate::collected::counted(SessionStateDefaults::default_aggregate_functions());
         aggregate_functions.extend(crate::aggregate::functions());
         let metadata_cache = RuntimeEnvBuilder::new()
             .with_metadata_cache_limit(config.metadata_cache_bytes_max)

@@ -33,6 +33,7 @@ mod aggregate;
 pub mod bounds;
 pub mod catalog;
 mod collapse;
+mod collected;
 mod derived;
 #[cfg(test)]
 mod derived_tests;
