@@ -29,7 +29,7 @@ pub(crate) fn counted(functions: Vec<Arc<AggregateUDF>>) -> Vec<Arc<AggregateUDF
         if !COLLECTING.contains(&function.name()) {
             return function;
         }
-        Arc::new(AggregateUDF::new_from_impl(Collecting(function.inner().clone().into())))
+        Arc::new(AggregateUDF::new_from_impl(Collecting((*function).clone())))
     };
     functions.into_iter().map(counted).collect()
 }
@@ -99,7 +99,7 @@ impl AggregateUDFImpl for Collecting {
 
     fn with_beneficial_ordering(self: Arc<Self>, is_ordered: bool) -> Result<Option<Arc<dyn AggregateUDFImpl>>> {
         let ordered = Arc::clone(self.of()).with_beneficial_ordering(is_ordered)?;
-        Ok(ordered.map(|function| Arc::new(Self(function.into())) as _))
+        Ok(ordered.map(|function| Arc::new(Self(AggregateUDF::new_from_shared_impl(function))) as _))
     }
 
     fn order_sensitivity(&self) -> AggregateOrderSensitivity {
