@@ -36,7 +36,9 @@ lint: tools-rust
 bench: tools-rust tools-python
 	cargo build --release --bin godseye
 	cargo bench -p ingest --bench decode
+	cargo bench -p slo --bench count --bench evaluate
 	"$(GODSEYE_CLIENTS_VENV)/bin/python" benches/pipeline.py --godseye "$(CARGO_TARGET_DIR)/release/godseye"
+	"$(GODSEYE_CLIENTS_VENV)/bin/python" benches/alerts.py --godseye "$(CARGO_TARGET_DIR)/release/godseye"
 
 soak: tools-rust
 	GODSEYE_CRASH_CYCLES=200 cargo test --workspace --features failpoints --test crash -- --nocapture

@@ -112,11 +112,12 @@ class Process:
 class Godseye(Process):
     """`godseye serve` on a data directory. Ready when this returns; `ready_s` is how long that took."""
 
-    def __init__(self, binary, data_dir, config=None, discard=False, log=None):
+    def __init__(self, binary, data_dir, config=None, discard=False, log=None, flags=()):
         command = [binary, "serve", "--data-dir", data_dir, "--log-level", "warn"]
         command += ["--otlp-grpc", "127.0.0.1:0", "--otlp-http", "127.0.0.1:0", "--http", "127.0.0.1:0", "--pg", "127.0.0.1:0"]
         if config:
             command += ["--config", config]
+        command += flags
         env = {"GODSEYE_READY_JSON": "1"} | ({"GODSEYE_BENCH_DISCARD": "1"} if discard else {})
         super().__init__(command, env, stdout=subprocess.PIPE, stderr=log)
         self.data_dir = data_dir
@@ -132,7 +133,7 @@ class Godseye(Process):
             raise SystemExit(f"godseye ended with {self.child.wait()} and was never ready")
         self.ready_s = time.monotonic() - self.started
         watchdog.cancel()
-        self.grpc, self.http = event["otlp_grpc"], event["http"]
+        self.grpc, self.otlp_http, self.http = event["otlp_grpc"], event["otlp_http"], event["http"]
         # Reads to the end, so that the process never blocks on a full pipe.
         threading.Thread(target=self.child.stdout.read, daemon=True).start()
 

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
-use crate::alerts::{backtest, files};
+use crate::alerts::{backtest, files, unit};
 use crate::config::{self, Env, Overrides, Severity};
 use crate::server::ServeError;
 use crate::{client, demo, loadgen, logging, server, tail, trace, watch};
@@ -56,8 +56,11 @@ enum Command {
     /// Keep alerts from telling people
     #[command(subcommand)]
     Silence(watch::SilenceCommand),
-    /// Which alerts rules would have raised on what a running server has stored
+    /// Which alerts rules and SLOs would have raised on stored telemetry
     Backtest(backtest::BacktestArgs),
+    /// Test rules without a server
+    #[command(subcommand)]
+    Test(unit::TestCommand),
     /// Send telemetry to any OTLP endpoint, as fast as told
     Loadgen(loadgen::LoadgenArgs),
     /// Print a completion script for a shell
@@ -149,6 +152,13 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Alert(command) => finish(watch::alert(&command)),
         Command::Silence(command) => finish(watch::silence(&command)),
         Command::Backtest(args) => finish(backtest::run(&args)),
+        Command::Test(command) => match unit::run(&command) {
+            Err(error @ unit::TestError::Invalid(_)) => {
+                complain(&error.to_string());
+                ExitCode::from(EXIT_CONFIG)
+            }
+            result => finish(result),
+        },
         Command::Loadgen(args) => finish(loadgen::run(args)),
         Command::Completions { shell } => {
             let mut script = Vec::new();

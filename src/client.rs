@@ -144,8 +144,15 @@ pub(crate) fn address(server: &str) -> &str {
 /// [`ClientError::Unreachable`] and [`ClientError::Refused`].
 pub async fn ask(server: &str, token: Option<&str>, sql: &str, format: &str) -> Result<Bytes, ClientError> {
     let path = format!("/api/v1/sql?format={format}");
-    let answer = request(server, token, "POST", &path, Bytes::copy_from_slice(sql.as_bytes())).await?;
+    let body = Body { content_type: "application/sql", bytes: Bytes::copy_from_slice(sql.as_bytes()) };
+    let answer = request(server, token, "POST", &path, Some(body)).await?;
     whole(server, answer).await
+}
+
+/// What a request carries.
+pub(crate) struct Body {
+    pub(crate) content_type: &'static str,
+    pub(crate) bytes: Bytes,
 }
 
 /// Sends a request and returns the answer, of which only the head is there, when it is a success. Dropping it, or
@@ -158,17 +165,19 @@ pub(crate) async fn request(
     token: Option<&str>,
     method: &str,
     path: &str,
-    body: Bytes,
+    body: Option<Body>,
 ) -> Result<http::Response<Incoming>, ClientError> {
     let unreachable = |detail: String| ClientError::Unreachable { server: server.to_owned(), detail };
     let mut request = http::Request::builder().method(method).uri(format!("http://{server}{path}"));
-    if !body.is_empty() {
-        request = request.header(http::header::CONTENT_TYPE, "application/sql");
+    if let Some(body) = &body {
+        request = request.header(http::header::CONTENT_TYPE, body.content_type);
     }
     if let Some(token) = token {
         request = request.header(http::header::AUTHORIZATION, format!("Bearer {token}"));
     }
-    let request = request.body(Full::new(body)).map_err(|error| unreachable(error.to_string()))?;
+    let request = request
+        .body(Full::new(body.map(|body| body.bytes).unwrap_or_default()))
+        .map_err(|error| unreachable(error.to_string()))?;
     let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
     let response = client.request(request).await.map_err(|error| unreachable(chain(&error)))?;
     let status = response.status();

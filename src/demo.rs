@@ -4,7 +4,7 @@
 //! Nothing here is staged: the shop's telemetry is generated from a seed, sent over gRPC on
 //! loopback, logged with `fdatasync`, and the answers come from `POST /api/v1/sql`.
 
-mod page;
+pub(crate) mod page;
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::alerts::files::Files;
 use crate::alerts::tables::Watched;
-use crate::alerts::{Alerts, Around, Rerouter};
+use crate::alerts::{Alerts, Around, Health, Rerouter};
 use crate::cli::ProcessEnv;
 use crate::config::{self, Config, Overrides, Scope};
 use crate::logging::LevelHandle;
@@ -200,6 +200,7 @@ impl Server {
         let draining = Arc::new(AtomicBool::new(false));
         let progress = Arc::new(ReplayProgress::default());
         let opened_store = Arc::new(OnceLock::new());
+        let evaluated = Arc::new(OnceLock::new());
         let authenticator = Arc::new(Authenticator::new(tokens(config)));
         reload.apply_to(Arc::clone(&authenticator));
         let doors = dashboards::Doors::new(dashboards::Deps {
@@ -207,6 +208,7 @@ impl Server {
                 progress: Arc::clone(&progress),
                 draining: Arc::clone(&draining),
                 store: Arc::clone(&opened_store),
+                alerts: Arc::clone(&evaluated),
             }),
             authenticator: Arc::clone(&authenticator),
             limits: limits(config),
@@ -263,6 +265,7 @@ impl Server {
             let started = Alerts::start(config, files, around, &mut registry).await;
             let started = started.map_err(|error| ServeError::Start { what: "alerting", detail: error.to_string() })?;
             reload.reroutes(started.rerouter());
+            drop(evaluated.set(started.health()));
             doors.offer_alerting(config.alerting.tenant.clone(), started.routes());
             alerts = Some(started);
         }
@@ -431,11 +434,15 @@ struct Readiness {
     draining: Arc<AtomicBool>,
     /// Once it is open.
     store: Arc<OnceLock<Arc<Store>>>,
+    /// Once rules and SLOs are evaluated.
+    alerts: Arc<OnceLock<Health>>,
 }
 
 impl dashboards::Readiness for Readiness {
     fn degraded(&self) -> Vec<String> {
-        self.store.get().map_or_else(Vec::new, |store| store.problems())
+        let mut problems = self.store.get().map_or_else(Vec::new, |store| store.problems());
+        problems.extend(self.alerts.get().map_or_else(Vec::new, Health::problems));
+        problems
     }
 
     fn state(&self) -> dashboards::ReadyState {
@@ -535,8 +542,8 @@ fn limits(config: &Config) -> query::Limits {
 
 /// Reading the configuration again while the server runs.
 ///
-/// The log level, the tokens and Alertmanager's configuration change at once: a leaked token must not need a restart,
-/// nor must another person on call. Everything
+/// The log level, the tokens, Alertmanager's configuration, rules and SLOs change at once: a leaked token must not need
+/// a restart, nor must another person on call. Everything
 /// else is bound to sockets, files or memory that are in use, so it is checked now and takes effect
 /// with the next start; the log says so.
 #[derive(Debug)]
@@ -595,7 +602,7 @@ impl Reload {
             Ok((loaded, _warnings)) => {
                 if let Some(Err(report)) = self.rerouter.get().map(Rerouter::reroute) {
                     self.successful.set(0);
-                    tracing::error!(%report, "Alertmanager's configuration is not valid; the running one stays");
+                    tracing::error!(%report, "Alertmanager's configuration, rules or SLOs are not valid; the running ones stay");
                     return Err(report);
                 }
                 self.successful.set(1);
@@ -614,7 +621,7 @@ impl Reload {
                 }
                 if running.as_ref().is_some_and(|running| *running != loaded) {
                     tracing::warn!(
-                        "configuration reloaded; changes other than log.level, auth.tokens and Alertmanager's file take effect with the next start"
+                        "configuration reloaded; changes other than log.level, auth.tokens and what alerting's files say take effect with the next start"
                     );
                 } else {
                     tracing::info!(

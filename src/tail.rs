@@ -8,7 +8,6 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
-use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -174,7 +173,7 @@ impl<'a> Tail<'a> {
             path.push_str(&format!("&where={}", utf8_percent_encode(predicate, NON_ALPHANUMERIC)));
         }
         let token = args.token.as_ref().map(Secret::expose);
-        let answer = client::request(client::address(&args.server), token, "GET", &path, Bytes::new()).await?;
+        let answer = client::request(client::address(&args.server), token, "GET", &path, None).await?;
         Ok(answer.into_body())
     }
 

@@ -2,13 +2,12 @@
 //!
 //! Clients like `godseye query`: they use the HTTP API and nothing else. Not here: what any of it means.
 
-use bytes::Bytes;
 use clap::{Args, Subcommand, ValueEnum};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
 use crate::cli::HTTP_DEFAULT;
-use crate::client::{self, ClientError};
+use crate::client::{self, Body, ClientError};
 use crate::config::Secret;
 use crate::terminal;
 
@@ -142,7 +141,7 @@ impl Asking {
         if self.output == Output::Table { text.to_owned() } else { String::new() }
     }
 
-    async fn request(&self, method: &str, path: &str, body: Bytes) -> Result<Value, WatchError> {
+    async fn request(&self, method: &str, path: &str, body: Option<Body>) -> Result<Value, WatchError> {
         let server = client::address(&self.server);
         let token = self.token.as_ref().map(Secret::expose);
         let answer = client::request(server, token, method, path, body).await?;
@@ -151,7 +150,7 @@ impl Asking {
     }
 
     async fn get(&self, path: &str) -> Result<Value, WatchError> {
-        self.request("GET", path, Bytes::new()).await
+        self.request("GET", path, None).await
     }
 
     async fn sql(&self, sql: &str) -> Result<Value, WatchError> {
@@ -447,8 +446,8 @@ pub fn silence(command: &SilenceCommand) -> Result<(), WatchError> {
                     "matchers": conditions, "startsAt": written(now), "endsAt": written(ends_at),
                     "createdBy": author, "comment": comment,
                 });
-                let body = Bytes::from(silence.to_string());
-                let made = asking.request("POST", "/alertmanager/api/v2/silences", body).await?;
+                let body = Body { content_type: "application/json", bytes: silence.to_string().into() };
+                let made = asking.request("POST", "/alertmanager/api/v2/silences", Some(body)).await?;
                 Ok(match asking.output {
                     Output::Json => format!("{made:#}\n"),
                     Output::Table => format!("{}\n", made["silenceID"].as_str().unwrap_or_default()),
@@ -489,7 +488,7 @@ pub fn silence(command: &SilenceCommand) -> Result<(), WatchError> {
             })),
             SilenceCommand::Expire { id, asking } => {
                 let path = format!("/alertmanager/api/v2/silence/{}", utf8_percent_encode(id, NON_ALPHANUMERIC));
-                asking.request("DELETE", &path, Bytes::new()).await?;
+                asking.request("DELETE", &path, None).await?;
                 Ok(format!("{id} is over\n"))
             }
         }

@@ -222,6 +222,24 @@ fn errors_page_once_and_their_end_is_told() {
     let alert = receiver.last("SloBurnRate");
     assert_eq!(alert["labels"]["severity"], "critical");
     assert_eq!(alert["annotations"]["bad_events"], "60", "{alert}");
+    assert_eq!(alert["annotations"]["requests_affected"], "60 of 60 in the last 1h", "{alert}");
+    // The link of the example trace is answered, with the trace.
+    let trace = alert["annotations"]["trace_url"].as_str().unwrap();
+    let path = trace.strip_prefix(&format!("http://{}", server.server.http)).unwrap();
+    let spans = get(&server.server, path);
+    let names = spans["columns"].as_array().unwrap().iter().map(|column| column["name"].as_str().unwrap());
+    let name = names.clone().position(|name| name == "name").unwrap();
+    assert_eq!(spans["rows"][0][name], "POST /pay", "{spans}");
+    for path in ["/api/v1/traces/x", "/api/v1/traces/'%20OR%20TRUE%20--%20'"] {
+        assert_eq!(server.server.get(path).status, 400, "{path}");
+    }
+    // Whoever is told can see at once what made it.
+    let shown = get(&server.server, "/api/v1/alerts");
+    assert_eq!(
+        (&shown["alerts"][0]["source"], &shown["alerts"][0]["value"]),
+        (&json!("slo"), &json!(100.0)),
+        "{shown}"
+    );
     let link = alert["generatorURL"].as_str().unwrap();
     assert!(link.ends_with("/api/v1/slos/checkout%2Davailability"), "{link}");
 
@@ -390,6 +408,160 @@ fn bad_files_are_refused_and_a_reload_takes_good_ones() {
 }
 
 #[test]
+fn a_reload_takes_other_rules_and_slos_and_probes_tell_how_they_are() {
+    let receiver = Receiver::start();
+    let watching = watched(receiver.address, "1h");
+    let server = watching.start();
+    let reload = || Request::new("POST", "/-/reload").send(server.http).unwrap();
+    let readyz = || get(&server, "/readyz");
+    until("rules are evaluated", HANG, || server.metric("godseye_rule_evaluations_total").filter(|count| *count > 0.0));
+    assert_eq!(readyz()["degraded"], Value::Null, "{}", readyz());
+
+    // One bad file, and nothing of the others is taken.
+    std::fs::write(&watching.slos, SLO.replace("0.99}", "0.5}").replace("availability}", "kept}")).unwrap();
+    std::fs::write(&watching.rules, "groups: [{name: g, rules: [{alert: A, expr: up}]}]").unwrap();
+    let refused = reload();
+    let text = String::from_utf8(refused.body).unwrap();
+    assert!(refused.status == 422 && text.contains("rules.yml:1:") && text.contains("PromQL"), "{text}");
+    assert_eq!(get(&server, "/api/v1/slos")["slos"][0]["objectives"][0]["target"], 0.99);
+
+    // A rule that cannot be evaluated is told by every probe.
+    let bad = "groups: [{name: g, interval: 1s, rules: [{alert: A, expr_sql: SELECT 1 AS value FROM nowhere}]}]";
+    std::fs::write(&watching.rules, bad).unwrap();
+    assert_eq!(reload().status, 200);
+    until("the other target", HANG, || {
+        let slos = get(&server, "/api/v1/slos");
+        (slos["slos"][0]["objectives"][0]["target"] == 0.5).then_some(())
+    });
+    let degraded = until("the failing rule", HANG, || {
+        readyz()["degraded"].as_array().map(|all| all.iter().map(ToString::to_string).collect::<String>())
+    });
+    assert!(degraded.contains("rules.yml;g: A: ") && degraded.contains("nowhere"), "{degraded}");
+    let metrics = || String::from_utf8(server.get("/metrics").body).unwrap();
+    let group = format!("{{rule_group=\"{};g\"}}", watching.rules.display());
+    until("the failure as a number", HANG, || {
+        metrics().contains(&format!("godseye_rule_evaluation_failures_total{group}")).then_some(())
+    });
+    let shown = metrics();
+    for name in [
+        "group_interval_seconds",
+        "group_rules",
+        "group_last_evaluation_timestamp_seconds",
+        "group_last_duration_seconds",
+        "group_iterations_total",
+        "group_iterations_missed_total",
+        "evaluations_total",
+    ] {
+        assert!(shown.contains(&format!("\ngodseye_rule_{name}{group} ")), "{name}: {shown}");
+    }
+    assert!(!shown.contains(";shop\"}"), "the group that is gone is shown no more");
+    for name in ["last_evaluation_timestamp_seconds", "last_duration_seconds", "iterations_total", "failures_total"] {
+        assert!(shown.contains(&format!("\ngodseye_slo_{name} ")), "{name}: {shown}");
+    }
+    // And it is well again when it is mended.
+    std::fs::write(&watching.rules, RULES).unwrap();
+    server.signal("HUP");
+    until("no failing rule", HANG, || readyz()["degraded"].is_null().then_some(()));
+    send(&server, "rules", 3, true);
+    until("an alert of a reloaded rule", HANG, || receiver.told("firing", "alertname").into_iter().next());
+}
+
+#[test]
+fn rules_are_tested_without_a_server() {
+    let examples = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("slo/examples");
+    let run = |file: &std::path::Path, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_godseye"));
+        let output = command.args(["test", "rules"]).arg(file).args(more).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    };
+    let (code, out, err) = run(&examples.join("rules_test.yaml"), &[]);
+    assert!(code == 0 && out.ends_with("rules_test.yaml: SUCCESS\n"), "{out}{err}");
+
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(examples.join("rules.yaml"), folder.path().join("rules.yaml")).unwrap();
+    let file = folder.path().join("t.yaml");
+    let text = std::fs::read_to_string(examples.join("rules_test.yaml")).unwrap();
+    let wrong = text.replace("severity: warning", "severity: info").replace("value: 12.5}", "value: 13}");
+    std::fs::write(&file, wrong).unwrap();
+    let (code, out, err) = run(&file, &[]);
+    assert!(code == 1 && err.contains("2 of 3 tests failed"), "{out}{err}");
+    for line in [
+        "t.yaml: FAILED",
+        "  test `many errors for two minutes`, alert `CheckoutErrors` at 4m",
+        r#"    - {alertname="CheckoutErrors", name="POST /pay", severity="info"}"#,
+        r#"    + {alertname="CheckoutErrors", name="POST /pay", severity="warning"}"#,
+        r#"        {summary="POST /pay had 79 errors in five minutes"}"#,
+        r#"    - {queue="mail"} 13"#,
+        r#"    + {queue="mail"} 12.5"#,
+    ] {
+        assert!(out.lines().any(|found| found == line || found.ends_with(line)), "{line}\n{out}");
+    }
+    let (code, out, _) = run(&file, &["--run", "it ends"]);
+    assert!(code == 0 && out.ends_with("t.yaml: SUCCESS\n"), "{out}");
+
+    for (text, want) in [
+        ("rule_files: [none.yaml]\ntests: []\n", "no rule file is there for `none.yaml`"),
+        ("rule_files: [rules.yaml]\ntests: [{promql_expr_test: [{expr: up}]}]\n", "PromQL is not evaluated yet"),
+        ("rule_files: [rules.yaml]\ntests: [{alert_rule_test: []}]\n", "tests nothing"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let (code, out, err) = run(&file, &[]);
+        assert!(code == 78 && out.is_empty() && err.contains(want), "{text}: {out}{err}");
+    }
+    // A query that fails is a failure of the test, with its reason.
+    std::fs::write(
+        folder.path().join("rules.yaml"),
+        "groups: [{name: g, rules: [{alert: A, expr_sql: SELECT 1 AS value FROM nowhere}]}]",
+    )
+    .unwrap();
+    std::fs::write(&file, "rule_files: [rules.yaml]\ntests: [{alert_rule_test: [{eval_time: 1m, alertname: A}]}]\n")
+        .unwrap();
+    let (code, out, _) = run(&file, &[]);
+    assert!(code == 1 && out.contains("nowhere") && out.contains("A at 0"), "{out}");
+}
+
+#[test]
+fn slos_are_backtested_over_a_server_and_over_what_it_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let slos = folder.path().join("slo.yaml");
+    std::fs::write(&slos, SLO).unwrap();
+    let mut server = Setup::new().start();
+    send(&server, "checkout", 40, false);
+    send(&server, "checkout", 60, true);
+    let instant = |sql: &str| server.sql(sql)["rows"][0][0].as_str().unwrap().to_owned();
+    let from = instant("SELECT min(start_time) - INTERVAL '10 minutes' FROM spans");
+    let to = instant("SELECT max(start_time) + INTERVAL '20 minutes' FROM spans");
+    let arguments = ["backtest", "--slos", slos.to_str().unwrap(), "--from", &from, "--to", &to, "--output", "json"];
+    let asked: Value = serde_json::from_str(&cli(&server, &arguments)).unwrap();
+    let [found] = &asked["alerts"].as_array().unwrap()[..] else { panic!("{asked}") };
+    assert_eq!((&found["labels"]["alertname"], &asked["pages"]), (&json!("SloBurnRate"), &json!(1)), "{asked}");
+    assert_eq!(found["annotations"]["requests_affected"], "60 of 100 in the last 1h", "{asked}");
+    let minutes = |name: &str| (found[name].as_i64().unwrap() - asked["from_ms"].as_i64().unwrap()) / 60_000;
+    // The telemetry is of the tenth minute; in the short window of five minutes it is no longer, and then there is no
+    // data, which ends nothing (I10).
+    assert_eq!(minutes("starts_at_ms"), 10, "{asked}");
+    assert!(found["ends_at_ms"].is_null(), "{asked}");
+    let shown = cli(&server, &arguments[..7]);
+    assert!(shown.contains("SloBurnRate") && shown.contains("1 pages"), "{shown}");
+
+    let read = |folder: &std::path::Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_godseye"));
+        command.args(arguments).arg("--data-dir").arg(folder).output().unwrap()
+    };
+    let in_use = read(&server.data_dir());
+    assert!(!in_use.status.success(), "a running server has it open");
+    assert_eq!(server.terminate().code(), Some(0));
+    let output = read(&server.data_dir());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let left: Value = serde_json::from_slice(&output.stdout).unwrap();
+    // What a trace looked like can only be seen in the rows.
+    assert_eq!(left["alerts"], asked["alerts"], "the same, without the server");
+    let nothing = read(folder.path());
+    assert!(String::from_utf8_lossy(&nothing.stderr).contains("is no data directory"));
+}
+
+#[test]
 fn tokens_decide_who_posts_and_who_asks() {
     let config = "auth: {tokens: [\
         {token: ingest-token-ingest, tenant: default, scopes: [ingest]},\
@@ -407,6 +579,9 @@ fn tokens_decide_who_posts_and_who_asks() {
         ("GET", "/api/v1/slos", "other-token-other-1", 403),
         ("POST", "/alertmanager/api/v2/alerts", "other-token-other-1", 403),
         ("GET", "/api/v1/silences", "nobody", 401),
+        ("GET", "/api/v1/traces/00000000000000000000000000000001", "query-token-query-1", 200),
+        ("GET", "/api/v1/traces/00000000000000000000000000000001", "ingest-token-ingest", 403),
+        ("GET", "/api/v1/traces/x", "nobody", 401),
     ];
     for (method, path, token, want) in rows {
         let response = Request::new(method, path)

@@ -8,7 +8,7 @@
 //!
 //! # Layout
 //! - [`auth`]: tokens to tenants, for every door of the process
-//! - `sql`: `POST /api/v1/sql`, streamed
+//! - `sql`: `POST /api/v1/sql`, streamed; one trace by its id
 //! - `tail`: `GET /api/v1/tail`: rows as they come
 //! - `discover`: `GET /api/v1/tables` and `/api/v1/attributes`: what there is to ask
 //! - `formats`, `encoding`, `negotiate`: how an answer is written, compressed, and which way a client wants it
@@ -168,6 +168,7 @@ impl Doors {
     pub fn router(&self) -> Router {
         Router::new()
             .route("/api/v1/sql", post(sql::sql))
+            .route("/api/v1/traces/{id}", get(sql::trace))
             .route("/api/v1/tail", get(tail::tail))
             .route("/api/v1/tables", get(discover::tables))
             .route("/api/v1/attributes", get(discover::attributes))

@@ -102,6 +102,7 @@ pub(crate) async fn index() -> &'static str {
 GodsEye
 
   POST /api/v1/sql?format=json|ndjson|csv|arrow|parquet    SQL in the body
+  GET  /api/v1/traces/ID    one trace, in the order of its tree
   GET  /api/v1/tables                                      what there is to ask
   GET  /api/v1/attributes?table=spans&prefix=http.         which attributes there are
   GET  /api/v1/slos  /api/v1/alerts  /api/v1/silences      what is promised, what breaks, what is silenced

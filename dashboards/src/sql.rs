@@ -1,4 +1,5 @@
-//! `POST /api/v1/sql`: one statement in, its answer out, streamed batch by batch.
+//! `POST /api/v1/sql`: one statement in, its answer out, streamed batch by batch. `GET /api/v1/traces/ID` asks one
+//! itself, so that a message can link to a trace.
 //!
 //! The status is decided before the first byte: by then the statement is planned and the first chunk is written. What
 //! fails later ends the body with an `error` (JSON, NDJSON) or breaks the connection (CSV, Arrow, Parquet), so that a
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{BytesRejection, QueryRejection};
-use axum::extract::{Query, State};
+use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse as _, Response};
 use futures::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -24,6 +25,9 @@ use crate::{Doors, error, negotiate};
 
 /// Tells how many rows an answer may have, so that one which broke off explains itself.
 const ROWS_MAX: HeaderName = HeaderName::from_static("godseye-rows-max");
+
+/// Of a trace id (OpenTelemetry).
+const TRACE_ID_DIGITS: usize = 32;
 
 /// Parameters as sent.
 type Parameters = Result<Query<Vec<(String, String)>>, QueryRejection>;
@@ -85,6 +89,28 @@ pub(crate) async fn sql(
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     match answer(&doors, parameters, &headers, body).await {
+        Ok(response) => response,
+        Err(response) => *response,
+    }
+}
+
+/// One trace in the order of its tree, as `FROM trace('ID')` gives it.
+pub(crate) async fn trace(
+    State(doors): State<Doors>,
+    Path(id): Path<String>,
+    parameters: Parameters,
+    headers: HeaderMap,
+) -> Response {
+    // Who asks comes before what is asked.
+    if let Err(response) = doors.tenant(&headers, Scope::Query) {
+        return *response;
+    }
+    if id.len() != TRACE_ID_DIGITS || !id.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        let message = format!("this is no trace id: expected {TRACE_ID_DIGITS} hexadecimal digits");
+        return error(StatusCode::BAD_REQUEST, "bad_parameter", &message, None);
+    }
+    let statement = format!("SELECT * FROM trace('{}') ORDER BY position", id.to_ascii_lowercase());
+    match answer(&doors, parameters, &headers, Ok(Bytes::from(statement))).await {
         Ok(response) => response,
         Err(response) => *response,
     }

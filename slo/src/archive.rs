@@ -175,6 +175,12 @@ impl Archive {
         Ok(Self { connection, path: path.to_owned() })
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn damaged(&self, reason: String) -> SloError {
         SloError::Damaged { path: self.path.clone(), reason }
     }

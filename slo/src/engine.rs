@@ -5,8 +5,8 @@
 //! behind a bounded queue; a batch that finds the queue full is not lost but recounted from stored
 //! telemetry. Not here: how telemetry is read and where alerts go, which are traits.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -28,7 +28,7 @@ use crate::burn::{
 use crate::counts::{BUCKET_MS, Counts, Events, LATE_AFTER_MS, Row, Series, Slices, WIDTHS, bucket_of};
 use crate::duration::display_ms;
 use crate::error::SloError;
-use crate::matcher::{Matcher, Tally, scaled_ratio, whole};
+use crate::matcher::{Example, Matcher, Tally, scaled_ratio, whole};
 use crate::openslo::{Alerts as SloAlerts, Method, Policy, Slo};
 use crate::rules::state::{Alerts, Hold, Labels, Notice, RESEND_DELAY_MS, Sample, State};
 use crate::sli::{Indicator, Measure, RATIO_SCALE, Term};
@@ -45,6 +45,15 @@ const RECOUNT_STEP_MS: i64 = 24 * HOUR_MS;
 /// How long a start waits before it tries again to read stored telemetry, in steps in which it can be stopped.
 const CATCH_UP_PAUSES: u32 = 50;
 const CATCH_UP_PAUSE: Duration = Duration::from_millis(200);
+
+/// An event that is further ahead of the clock is nobody's example: it would stay the newest for as long.
+const AHEAD_MAX_MS: i64 = 60_000;
+
+/// What names of what alerts begin with in the database.
+const RULE_PREFIX: &str = "slo/";
+
+/// Documents that wait to take the place of those that run.
+const RELOADS_MAX: usize = 4;
 
 /// How often SQL sources are asked, and old rows are forgotten.
 const SQL_INTERVAL_MS: i64 = 60_000;
@@ -95,8 +104,8 @@ impl Default for Config {
 
 /// Stored telemetry, to recount from. Called on a thread that may block.
 pub trait Telemetry: Send + Sync {
-    /// Gives every stored batch of a table with rows from a time up to another, in the schema of
-    /// [`model::schema::schema`], rows of a series in order of time. Rows outside the times may be among
+    /// Gives every stored batch of a table with rows from a time up to another: these columns or more, in the schema
+    /// of [`model::schema::schema`], rows of a series in order of time. Rows outside the times may be among
     /// them. Returns the number of the last log record that was seen, so that a batch that also waits in
     /// the queue is not counted twice.
     ///
@@ -106,6 +115,7 @@ pub trait Telemetry: Send + Sync {
         &self,
         tenant: &TenantId,
         table: Table,
+        columns: &[&str],
         from: Timestamp,
         to: Timestamp,
         each: &mut dyn FnMut(&RecordBatch),
@@ -135,6 +145,8 @@ struct Tracked {
     reach_ms: i64,
     series: Series,
     slices: Vec<(u64, Slices)>,
+    /// The newest bad event that is known, for people to look at. Not on disk: an alert that was told keeps its own.
+    example: Option<Example>,
     /// Nothing of it was on disk: it is to be counted from the beginning of what is stored.
     is_new: bool,
 }
@@ -144,6 +156,14 @@ impl Tracked {
         self.series.add(bucket, counts, now_bucket);
         for (_, slices) in &mut self.slices {
             slices.add(bucket, counts, now_bucket);
+        }
+    }
+
+    /// Keeps the newer event, unless its sender's clock is ahead.
+    fn show(&mut self, example: Example, now: Timestamp) {
+        let is_newer = self.example.is_none_or(|known| known.time <= example.time);
+        if is_newer && example.time <= now.plus_nanos(AHEAD_MAX_MS * NANOS_PER_MS).0 {
+            self.example = Some(example);
         }
     }
 }
@@ -448,6 +468,7 @@ impl Engine {
                         reach_ms,
                         series: Series::new(reach_ms),
                         slices: Vec::new(),
+                        example: None,
                         is_new: true,
                     });
                     tracked.len() - 1
@@ -497,6 +518,15 @@ impl Engine {
         for stored in archive.load_alerts(&tenant)? {
             alerts.insert((stored.rule, stored.labels), stored.alert);
         }
+        // What no SLO alerts about any more would never end.
+        let rules: BTreeSet<&str> =
+            watched.iter().flat_map(|watched| &watched.watches).map(|watch| watch.rule.as_str()).collect();
+        let gone: BTreeSet<&String> = alerts.keys().map(|(rule, _)| rule).collect();
+        let gone = gone.into_iter().filter(|rule| rule.starts_with(RULE_PREFIX) && !rules.contains(rule.as_str()));
+        let gone: Vec<_> = gone.map(|rule| (rule.clone(), Vec::new())).collect();
+        if !gone.is_empty() {
+            archive.write(&tenant, now, &Write { alerts: gone, ..Write::default() })?;
+        }
         for watched in &mut watched {
             let slo = Arc::clone(&watched.slo);
             for watch in &mut watched.watches {
@@ -541,14 +571,72 @@ impl Engine {
     /// Counts a committed batch of the tenant.
     pub fn observe(&mut self, table: Table, batch: &RecordBatch, now: Timestamp) {
         self.matcher.count(table, batch, &mut self.tally);
+        if !self.tally.is_empty() {
+            self.take_tally(now);
+        }
+    }
+
+    /// Puts what was counted where it is judged and written from. Batches are counted by kinds of rows until then.
+    fn settle(&mut self, now: Timestamp) {
+        self.matcher.flush(&mut self.tally);
+        self.take_tally(now);
+    }
+
+    fn take_tally(&mut self, now: Timestamp) {
         let now_bucket = bucket_of(now.0);
         for (indicator, bucket, counts) in self.tally.drain() {
             self.tracked[indicator as usize].add(bucket, counts, now_bucket);
         }
+        for (indicator, example) in self.tally.drain_examples() {
+            self.tracked[indicator as usize].show(example, now);
+        }
     }
 
-    /// Counts what happened in a bucket to the series of that number: for benchmarks, which have no batches.
-    #[doc(hidden)]
+    /// What each series counts, in the order of their numbers.
+    pub fn indicators(&self) -> impl Iterator<Item = &Indicator> {
+        self.tracked.iter().map(|tracked| &tracked.indicator)
+    }
+
+    /// How far back the longest window reaches, milliseconds.
+    #[must_use]
+    pub const fn reach_ms(&self) -> i64 {
+        self.longest_ms
+    }
+
+    /// Counts stored telemetry from a time up to another, by series and bucket, and keeps nothing of it: for a
+    /// backtest, which adds the counts when their time comes ([`Engine::add_at`]).
+    ///
+    /// # Errors
+    /// [`SloError::Telemetry`].
+    pub fn count_stored(
+        &self,
+        telemetry: &dyn Telemetry,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Result<Vec<BTreeMap<i64, Counts>>, SloError> {
+        let indicators: Vec<Indicator> = self.indicators().cloned().collect();
+        let mut matcher = Matcher::new(&indicators, from);
+        let mut all: Vec<BTreeMap<i64, Counts>> = vec![BTreeMap::new(); indicators.len()];
+        let mut scan = Scan { telemetry, tenant: &self.tenant, seen: Seen::default(), prime_ms: PRIME_MS };
+        let (mut start, end) = (from.0 / NANOS_PER_MS, to.0 / NANOS_PER_MS);
+        while start < end {
+            let until = start.saturating_add(RECOUNT_STEP_MS).min(end);
+            let (mut found, _) = scan.rows(&mut matcher, indicators.len(), start, until)?;
+            for (indicator, found) in indicators.iter().zip(&mut found) {
+                scan.sql(indicator, start, until, found)?;
+            }
+            for (all, found) in all.iter_mut().zip(found) {
+                for (bucket, counts) in found {
+                    let sum = all.entry(bucket).or_default();
+                    *sum = sum.plus(counts);
+                }
+            }
+            start = until;
+        }
+        Ok(all)
+    }
+
+    /// Counts what happened in a bucket to the series of that number: for those who have counts and no batches.
     pub fn add_at(&mut self, number: usize, bucket: i64, counts: Counts, now: Timestamp) {
         self.tracked[number].add(bucket, counts, bucket_of(now.0));
     }
@@ -589,6 +677,7 @@ impl Engine {
         now: Timestamp,
         known_until: i64,
     ) -> Result<Seen, SloError> {
+        self.settle(now);
         let now_ms = now.0 / NANOS_PER_MS;
         let all: Vec<usize> = (0..self.tracked.len()).collect();
         let indicators: Vec<Indicator> = self.tracked.iter().map(|tracked| tracked.indicator.clone()).collect();
@@ -617,56 +706,21 @@ impl Engine {
         known_until: i64,
     ) -> Result<(Seen, Option<SloError>), SloError> {
         let mut failed = None;
-        // Of the last day's scan, which has what is coming in now.
-        let mut seen = Seen::default();
+        let tenant = self.tenant.clone();
+        let mut scan = Scan { telemetry, tenant: &tenant, seen: Seen::default(), prime_ms: PRIME_MS };
         let mut from = from_ms.div_euclid(HOUR_MS);
         let end = now_ms.div_euclid(HOUR_MS) + 1;
-        let at = |ms: i64| Timestamp(ms.saturating_mul(NANOS_PER_MS));
-        let mut prime_ms = PRIME_MS;
         while from < end {
             let to = (from + RECOUNT_STEP_MS / HOUR_MS).min(end);
-            let mut found: Vec<BTreeMap<i64, Counts>> = vec![BTreeMap::new(); which.len()];
-            for table in Table::ALL {
-                if !matcher.watches(table) {
-                    continue;
-                }
-                let mut tally = Tally::default();
-                let (scan_from, scan_to) = (at(from * HOUR_MS - prime_ms), at(to * HOUR_MS));
-                let mut each = |batch: &RecordBatch| {
-                    // A batch with rows outside the times gives them away here, and they are counted in their turn.
-                    if let Some(batch) = within(table, batch, scan_from, scan_to) {
-                        matcher.count(table, &batch, &mut tally);
-                    }
-                };
-                let reason = |reason| SloError::Telemetry { reason };
-                seen[table.index()] =
-                    telemetry.scan(&self.tenant, table, scan_from, scan_to, &mut each).map_err(reason)?;
-                for (indicator, bucket, counts) in tally.drain() {
-                    let sum = found[indicator as usize].entry(bucket).or_default();
-                    *sum = sum.plus(counts);
-                }
+            let (mut found, examples) = scan.rows(matcher, which.len(), from * HOUR_MS, to * HOUR_MS)?;
+            for (indicator, example) in examples {
+                self.tracked[which[indicator as usize]].show(example, at_ms(now_ms));
             }
-            prime_ms = 0;
-            'indicators: for (place, found) in which.iter().zip(&mut found) {
+            for (place, found) in which.iter().zip(&mut found) {
                 let tracked = &mut self.tracked[*place];
-                if let Some((numerator, total)) = sql_of(&tracked.indicator) {
-                    for (term, is_numerator) in [(numerator, true), (total, false)] {
-                        let rows = match ask(telemetry, &self.tenant, term, at(from * HOUR_MS), at(to * HOUR_MS)) {
-                            Ok(rows) => rows,
-                            Err(error) => {
-                                failed.get_or_insert(error);
-                                continue 'indicators;
-                            }
-                        };
-                        for (bucket, events) in rows {
-                            let counts = found.entry(bucket).or_default();
-                            *counts = counts.plus(if is_numerator {
-                                Counts { numerator: events, total: 0 }
-                            } else {
-                                Counts { numerator: 0, total: events }
-                            });
-                        }
-                    }
+                if let Err(error) = scan.sql(&tracked.indicator, from * HOUR_MS, to * HOUR_MS, found) {
+                    failed.get_or_insert(error);
+                    continue;
                 }
                 tracked.series.replace(from, to, found, known_until);
                 for (_, slices) in &mut tracked.slices {
@@ -675,7 +729,7 @@ impl Engine {
             }
             from = to;
         }
-        Ok((seen, failed))
+        Ok((scan.seen, failed))
     }
 
     /// Asks the SQL sources for this hour and the one before.
@@ -699,6 +753,7 @@ impl Engine {
 
     /// Evaluates every SLO and moves its alerts on.
     pub fn evaluate(&mut self, now: Timestamp) -> Round {
+        self.settle(now);
         let keep_history =
             self.history_at.is_none_or(|at| now.0 - at.0 >= self.config.history_interval_ms * NANOS_PER_MS);
         let mut round = Round { statuses: Vec::with_capacity(self.watched.len()), notices: Vec::new() };
@@ -732,6 +787,10 @@ impl Engine {
     /// [`SloError::Database`]. What changed is written with the next call then, points of history and
     /// revisions aside.
     pub fn persist(&mut self, now: Timestamp, counted_until: Timestamp) -> Result<(), SloError> {
+        if self.watched.is_empty() {
+            return Ok(());
+        }
+        self.settle(now);
         let mut write = Write { counted_until: Some(counted_until), ..Write::default() };
         for tracked in &mut self.tracked {
             let (rows, revisions) = tracked.series.drain();
@@ -749,9 +808,7 @@ impl Engine {
             }
         }
         write.history = std::mem::take(&mut self.history);
-        for watch in self.watched.iter().flat_map(|watched| &watched.watches).filter(|watch| watch.dirty) {
-            write.alerts.push((watch.rule.clone(), watch.alerts.iter().flat_map(Alerts::iter).collect()));
-        }
+        write.alerts = dirty_alerts(&self.watched);
         let written = self.archive.write(&self.tenant, now, &write);
         if written.is_err() {
             for (key, rows) in write.rows {
@@ -769,11 +826,40 @@ impl Engine {
             return written;
         }
         drop(write);
+        self.alerts_are_written();
+        self.counted_until = Some(counted_until);
+        Ok(())
+    }
+
+    /// Writes the alerts that changed, and nothing else: before they are told, so that whoever sees one can see what
+    /// made it.
+    ///
+    /// # Errors
+    /// [`SloError::Database`]. They are written with the next call then.
+    pub fn persist_alerts(&mut self, now: Timestamp) -> Result<(), SloError> {
+        let alerts = dirty_alerts(&self.watched);
+        if alerts.is_empty() {
+            return Ok(());
+        }
+        self.archive.write(&self.tenant, now, &Write { alerts, ..Write::default() })?;
+        self.alerts_are_written();
+        Ok(())
+    }
+
+    fn alerts_are_written(&mut self) {
         for watch in self.watched.iter_mut().flat_map(|watched| &mut watched.watches) {
             watch.dirty = false;
         }
-        self.counted_until = Some(counted_until);
-        Ok(())
+    }
+
+    /// The engine of other documents over the same database: what both count and alert about goes on.
+    ///
+    /// # Errors
+    /// [`SloError`] of the database; this engine is as it was then.
+    fn replaced(&mut self, slos: Vec<Slo>, now: Timestamp, counted_until: Timestamp) -> Result<Self, SloError> {
+        self.persist(now, counted_until)?;
+        let archive = Archive::open(self.archive.path())?;
+        Self::build(self.config.clone(), self.tenant.clone(), slos, archive, now)
     }
 
     /// Forgets on disk what no window reaches.
@@ -788,6 +874,83 @@ impl Engine {
     #[must_use]
     pub const fn archive(&self) -> &Archive {
         &self.archive
+    }
+}
+
+/// The alerts of what changed since it was written, by rule.
+fn dirty_alerts(watched: &[Watched]) -> Vec<(String, Vec<(&Labels, &crate::rules::state::Alert)>)> {
+    let dirty = watched.iter().flat_map(|watched| &watched.watches).filter(|watch| watch.dirty);
+    dirty.map(|watch| (watch.rule.clone(), watch.alerts.iter().flat_map(Alerts::iter).collect())).collect()
+}
+
+const fn at_ms(ms: i64) -> Timestamp {
+    Timestamp(ms.saturating_mul(NANOS_PER_MS))
+}
+
+/// Reads stored telemetry piece by piece.
+struct Scan<'a> {
+    telemetry: &'a dyn Telemetry,
+    tenant: &'a TenantId,
+    /// Of the last piece, which has what is coming in now.
+    seen: Seen,
+    /// How much before the first piece is read.
+    prime_ms: i64,
+}
+
+/// What rows amounted to: of each indicator, counts by bucket; and bad events.
+type Found = (Vec<BTreeMap<i64, Counts>>, Vec<(u32, Example)>);
+
+impl Scan<'_> {
+    /// Counts the rows of tables from a time up to another, both in milliseconds.
+    fn rows(&mut self, matcher: &mut Matcher, indicators: usize, from_ms: i64, to_ms: i64) -> Result<Found, SloError> {
+        let mut found: Vec<BTreeMap<i64, Counts>> = vec![BTreeMap::new(); indicators];
+        let mut examples = Vec::new();
+        for table in Table::ALL {
+            if !matcher.watches(table) {
+                continue;
+            }
+            let columns = matcher.columns(table);
+            let mut tally = Tally::default();
+            let (from, to) = (at_ms(from_ms - self.prime_ms), at_ms(to_ms));
+            let mut each = |batch: &RecordBatch| {
+                // A batch with rows outside the times gives them away here, and they are counted in their turn.
+                if let Some(batch) = within(table, batch, from, to) {
+                    matcher.count(table, &batch, &mut tally);
+                }
+            };
+            let scanned = self.telemetry.scan(self.tenant, table, &columns, from, to, &mut each);
+            self.seen[table.index()] = scanned.map_err(|reason| SloError::Telemetry { reason })?;
+            matcher.flush(&mut tally);
+            for (indicator, bucket, counts) in tally.drain() {
+                let sum = found[indicator as usize].entry(bucket).or_default();
+                *sum = sum.plus(counts);
+            }
+            examples.extend(tally.drain_examples());
+        }
+        self.prime_ms = 0;
+        Ok((found, examples))
+    }
+
+    /// Adds what an indicator's queries say, if it has queries.
+    fn sql(
+        &self,
+        indicator: &Indicator,
+        from_ms: i64,
+        to_ms: i64,
+        found: &mut BTreeMap<i64, Counts>,
+    ) -> Result<(), SloError> {
+        let Some((numerator, total)) = sql_of(indicator) else { return Ok(()) };
+        for (term, is_numerator) in [(numerator, true), (total, false)] {
+            for (bucket, events) in ask(self.telemetry, self.tenant, term, at_ms(from_ms), at_ms(to_ms))? {
+                let counts = found.entry(bucket).or_default();
+                *counts = counts.plus(if is_numerator {
+                    Counts { numerator: events, total: 0 }
+                } else {
+                    Counts { numerator: 0, total: events }
+                });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -862,7 +1025,7 @@ pub fn sql_time(at: Timestamp) -> String {
 fn watches(config: &Config, slo: &Slo) -> Vec<Watch> {
     let instances = if slo.composite { 1 } else { slo.objectives.len() };
     let watch = |rung: Rung, policy: Option<&Policy>, of_silence: bool| Watch {
-        rule: format!("slo/{}/{}{}", slo.name, if of_silence { "silence/" } else { "" }, rung.name),
+        rule: format!("{RULE_PREFIX}{}/{}{}", slo.name, if of_silence { "silence/" } else { "" }, rung.name),
         rung,
         policy: policy.cloned(),
         of_silence,
@@ -925,10 +1088,21 @@ impl Watch {
         labels
     }
 
-    fn annotations(&self, slo: &Slo, objective: usize, status: &ObjectiveStatus, judged: &Judged) -> Labels {
+    /// What is said about an objective, under the names that the default templates of messages know.
+    fn annotations(
+        &self,
+        slo: &Slo,
+        objective: usize,
+        status: &ObjectiveStatus,
+        judged: &Judged,
+        tracked: &Tracked,
+        now: Timestamp,
+    ) -> Labels {
         let mut found = Labels::new();
+        let indicator = &slo.objectives[objective].indicator;
+        let long = display_ms(self.rung.long_ms);
         let mut put = |name: &str, value: String| drop(found.insert(name.to_owned(), value));
-        let title = if slo.objectives.len() > 1 && !slo.composite {
+        let title = if slo.objectives.len() > 1 {
             format!("{} ({})", slo.title, slo.objectives[objective].name)
         } else {
             slo.title.clone()
@@ -938,8 +1112,7 @@ impl Watch {
                 .map_or_else(|| "unknown".to_owned(), |milli| format!("{}.{}", milli / 1000, milli % 1000 / 100))
         };
         let remaining = status.budget.remaining_milli();
-        let percent =
-            format!("{}{}.{}", if remaining < 0 { "-" } else { "" }, remaining.abs() / 10, remaining.abs() % 10);
+        let percent = percent_of(remaining);
         if self.of_silence {
             put("summary", format!("{title}: no data"));
             let since = match status.data {
@@ -954,13 +1127,31 @@ impl Watch {
             put(
                 "description",
                 format!(
-                    "{bad} of {total} were bad in the last {}; {percent} % of the budget of {} is left.",
-                    display_ms(self.rung.long_ms),
+                    "{bad} of {total} were bad in the last {long}; {percent} % of the budget of {} is left.",
                     slo.window.written()
                 ),
             );
             put("burn_rate", rate(&judged.long));
-            put("burn_window", display_ms(self.rung.long_ms));
+            let cost = Budget { allowed: status.budget.allowed, spent: bad }.remaining_milli();
+            put(
+                "budget_burned",
+                format!(
+                    "{} % of the budget of {}, {} % in the last {long}",
+                    percent_of(1_000_i64.saturating_sub(remaining)),
+                    slo.window.written(),
+                    percent_of(1_000_i64.saturating_sub(cost)),
+                ),
+            );
+            if !measures_ratios(indicator) {
+                // Of slices a few may be bad: what people know is how many requests were.
+                let events = Counted { tracked, slices: None, now: bucket_of(now.0) };
+                let events = events.recent(self.rung.long_ms / BUCKET_MS, bucket_of(now.0));
+                put("requests_affected", format!("{} of {} in the last {long}", events.bad(), events.total));
+            }
+            if let Some(example) = tracked.example {
+                put("trace_id", example.trace_id_hex());
+            }
+            put("burn_window", long);
             put("bad_events", bad.to_string());
             put("total_events", total.to_string());
         }
@@ -973,11 +1164,36 @@ impl Watch {
             let name = label_name(name.rsplit('/').next().unwrap_or(name));
             found.entry(name).or_insert_with(|| value.clone());
         }
-        if let Some(query) = slo.objectives[objective].indicator.bad_rows_sql() {
-            found.insert("query".to_owned(), query);
-        }
+        found.insert("query".to_owned(), self.query(indicator, now));
         found
     }
+
+    /// SQL that shows what is bad, in the window that burns: to be pasted as it is.
+    fn query(&self, indicator: &Indicator, now: Timestamp) -> String {
+        let minutes = (self.rung.long_ms / 60_000).max(1);
+        match (indicator.bad_rows_sql(), &indicator.total) {
+            (Some(sql), Term::Rows { table, .. }) => {
+                format!("{sql} AND {} > now() - INTERVAL '{minutes} minutes'", table.time_column())
+            }
+            (_, Term::Sql { query, .. }) => {
+                with_times(query, now.plus_nanos(-self.rung.long_ms.saturating_mul(NANOS_PER_MS)), now)
+            }
+            (None, Term::Rows { .. }) => String::new(),
+        }
+    }
+}
+
+/// Thousandths as a percentage with one digit.
+fn percent_of(milli: i64) -> String {
+    format!("{}{}.{}", if milli < 0 { "-" } else { "" }, milli.unsigned_abs() / 10, milli.unsigned_abs() % 10)
+}
+
+/// Whether what is counted are ratios that were computed elsewhere, and no events.
+const fn measures_ratios(indicator: &Indicator) -> bool {
+    matches!(
+        indicator.total,
+        Term::Rows { measure: Measure::RatioTotal, .. } | Term::Sql { measure: Measure::RatioTotal, .. }
+    )
 }
 
 /// A name that Prometheus takes as a label's: dots and dashes become underscores.
@@ -1003,16 +1219,8 @@ impl Watched {
             let now_bucket = bucket_of(now.0);
             let reading = Counted { tracked: of, slices: place.slices.map(|at| &of.slices[at].1), now: now_bucket };
             let events = reading.between(bucket_of(period.start.0), now_bucket + 1);
-            let unit = unit
-                * if matches!(
-                    objective.indicator.total,
-                    Term::Rows { measure: Measure::RatioTotal, .. } | Term::Sql { measure: Measure::RatioTotal, .. }
-                ) && slo.method == Method::Occurrences
-                {
-                    RATIO_SCALE
-                } else {
-                    1
-                };
+            let counts_ratios = measures_ratios(&objective.indicator) && slo.method == Method::Occurrences;
+            let unit = unit * if counts_ratios { RATIO_SCALE } else { 1 };
             let judged = rungs
                 .iter()
                 .map(|rung| judge(rung, objective.target, &reading, (period, events), unit, config.guard, now))
@@ -1051,6 +1259,8 @@ impl Watched {
                 if !burns && alerts.iter().next().is_none() {
                     continue;
                 }
+                // Of a composite SLO people have to look at the objective that burns most.
+                let shown = if slo.composite { hottest(slo, &objectives, rung.unwrap_or(0)) } else { index };
                 let samples = if burns {
                     let judged = rung.map_or(
                         Judged {
@@ -1058,14 +1268,21 @@ impl Watched {
                             long: Burn { events: Events::default(), rate_milli: None },
                             short: None,
                         },
-                        |rung| objectives[index].judged[rung],
+                        |rung| objectives[shown].judged[rung],
                     );
                     let value = judged
                         .long
                         .rate_milli
                         .map_or(f64::NAN, |milli| milli_ratio(i64::try_from(milli).unwrap_or(i64::MAX)));
                     let labels = watch.labels(slo, index);
-                    let annotations = watch.annotations(slo, index, &objectives[index], &judged);
+                    let place = self.places[shown].tracked;
+                    let mut annotations =
+                        watch.annotations(slo, shown, &objectives[shown], &judged, &tracked[place], now);
+                    // After a restart no bad event may be known yet; the one that was told is still one.
+                    let told = watch.alerts[index].iter().find_map(|(_, alert)| alert.annotations.get("trace_id"));
+                    if let (false, Some(told)) = (annotations.contains_key("trace_id"), told) {
+                        annotations.insert("trace_id".to_owned(), told.clone());
+                    }
                     vec![Sample { labels, annotations, value }]
                 } else {
                     Vec::new()
@@ -1112,6 +1329,16 @@ impl Watched {
     }
 }
 
+/// Which objective of a composite SLO burns most, by weight.
+fn hottest(slo: &Slo, objectives: &[ObjectiveStatus], rung: usize) -> usize {
+    let heat = |at: &usize| {
+        let rate = objectives[*at].judged.get(rung).and_then(|judged| judged.long.rate_milli).unwrap_or(0);
+        u128::from(rate) * u128::from(slo.objectives[*at].weight_milli)
+    };
+    // The first of equals.
+    (0..objectives.len()).rev().max_by_key(heat).unwrap_or(0)
+}
+
 /// Whether a composite SLO burns too fast, and whether that is unknown: the average of the objectives' burn
 /// rates by weight, of those with data.
 fn composite(slo: &Slo, objectives: &[ObjectiveStatus], rung: &Rung, at: usize, guard: Guard) -> (bool, bool) {
@@ -1144,11 +1371,18 @@ struct Offer {
     batch: RecordBatch,
 }
 
+/// What is said as long as the start cannot read what is stored.
+const UNREAD: &str = "nothing is judged until stored telemetry can be read";
+
+/// Rounds are late when the last one is so long ago, milliseconds, and so many intervals: a recount of days takes a while.
+const LATE_MS: i64 = 60_000;
+const LATE_INTERVALS: i64 = 3;
+
 /// The end of the queue that ingest holds. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Feed {
     tenant: TenantId,
-    tables: [bool; Table::COUNT],
+    tables: Arc<[AtomicBool; Table::COUNT]>,
     sender: SyncSender<Offer>,
     waiting: Arc<AtomicUsize>,
     /// The oldest event time of what was passed over, in milliseconds.
@@ -1159,7 +1393,8 @@ impl Feed {
     /// Offers a committed batch: the number of its log record, its tenant and table. Never waits: a batch
     /// that finds the queue full is recounted from stored telemetry later.
     pub fn offer(&self, record: u64, tenant: &TenantId, table: Table, batch: &RecordBatch) {
-        if *tenant != self.tenant || !self.tables[table.index()] || batch.num_rows() == 0 {
+        let is_watched = self.tables[table.index()].load(Ordering::Acquire);
+        if *tenant != self.tenant || !is_watched || batch.num_rows() == 0 {
             return;
         }
         let offer = Offer { record, table, batch: batch.clone() };
@@ -1185,19 +1420,93 @@ impl Feed {
     }
 }
 
-/// The last round's statuses, for whoever asks. Cheap to clone.
+/// How evaluation is, all SLOs together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rounds {
+    /// How often SLOs are to be evaluated, milliseconds.
+    pub interval_ms: i64,
+    /// The last round; `None` before the first.
+    pub evaluated_at: Option<Timestamp>,
+    /// How long it took, nanoseconds.
+    pub duration_ns: i64,
+    /// Rounds.
+    pub iterations: u64,
+    /// Rounds that were due while another one, a recount or a write was going on.
+    pub missed: u64,
+    /// Recounts, queries, writes and deliveries that failed.
+    pub failures: u64,
+    /// Of each of these that failed when it was last tried, what and why.
+    pub errors: BTreeMap<&'static str, String>,
+}
+
+impl Rounds {
+    /// What somebody should look at, a sentence each.
+    #[must_use]
+    pub fn problems(&self, now: Timestamp) -> Vec<String> {
+        let mut found: Vec<String> = self.errors.iter().map(|(what, why)| format!("SLOs: {what}: {why}")).collect();
+        let late_ms = self.evaluated_at.map_or(0, |at| (now.0 - at.0) / NANOS_PER_MS);
+        if late_ms > LATE_MS.max(LATE_INTERVALS * self.interval_ms) {
+            found.push(format!("SLOs were not evaluated for {} s", late_ms / 1_000));
+        }
+        found
+    }
+
+    fn came(&mut self, what: &'static str, result: Result<(), String>) {
+        match result {
+            Ok(()) => drop(self.errors.remove(what)),
+            Err(why) => {
+                tracing::warn!(what, why, "SLOs");
+                self.failures += 1;
+                self.errors.insert(what, why);
+            }
+        }
+    }
+}
+
+/// The last round's statuses, and how rounds are, for whoever asks. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Board(Arc<RwLock<Arc<Vec<Status>>>>);
+pub struct Board {
+    statuses: Arc<RwLock<Arc<Vec<Status>>>>,
+    rounds: Arc<Mutex<Rounds>>,
+}
 
 impl Board {
     /// Every SLO as of the last round.
     #[must_use]
     pub fn statuses(&self) -> Arc<Vec<Status>> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.statuses.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How evaluation is.
+    #[must_use]
+    pub fn rounds(&self) -> Rounds {
+        self.rounds.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn set(&self, statuses: Vec<Status>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(statuses);
+        *self.statuses.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(statuses);
+    }
+
+    fn note(&self, note: impl FnOnce(&mut Rounds)) {
+        note(&mut self.rounds.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Hands other documents to a running service. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Reloader(SyncSender<Vec<Slo>>);
+
+impl Reloader {
+    /// Has the SLOs take the place of those that run. What both have, counts and alerts, goes on; it is done within an
+    /// evaluation's interval, unless the server ends before.
+    ///
+    /// # Errors
+    /// When so many wait that something is wrong, or the service has ended; in words.
+    pub fn reload(&self, slos: Vec<Slo>) -> Result<(), String> {
+        self.0.try_send(slos).map_err(|error| match error {
+            TrySendError::Full(_) => format!("{RELOADS_MAX} reloads of SLOs wait already"),
+            TrySendError::Disconnected(_) => "SLOs have ended".to_owned(),
+        })
     }
 }
 
@@ -1211,6 +1520,9 @@ pub struct Service {
     sink: Box<dyn Sink>,
     clock: Clock,
     board: Board,
+    tables: Arc<[AtomicBool; Table::COUNT]>,
+    reloads: Receiver<Vec<Slo>>,
+    reloader: Reloader,
 }
 
 impl std::fmt::Debug for Service {
@@ -1232,15 +1544,36 @@ impl Service {
         let passed_over = Arc::new(Mutex::new(None));
         let waiting = Arc::new(AtomicUsize::new(0));
         let board = Board::default();
+        board.note(|rounds| rounds.interval_ms = engine.config.evaluate_interval_ms);
+        let tables = Arc::new(Table::ALL.map(|table| AtomicBool::new(engine.watches(table))));
+        let (reloader, reloads) = sync_channel(RELOADS_MAX);
         let feed = Feed {
             tenant: engine.tenant.clone(),
-            tables: Table::ALL.map(|table| engine.watches(table)),
+            tables: Arc::clone(&tables),
             sender,
             waiting: Arc::clone(&waiting),
             passed_over: Arc::clone(&passed_over),
         };
-        let service = Self { engine, receiver, waiting, passed_over, telemetry, sink, clock, board: board.clone() };
+        let service = Self {
+            engine,
+            receiver,
+            waiting,
+            passed_over,
+            telemetry,
+            sink,
+            clock,
+            board: board.clone(),
+            tables,
+            reloads,
+            reloader: Reloader(reloader),
+        };
         (service, feed, board)
+    }
+
+    /// What hands it other documents.
+    #[must_use]
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
     }
 
     /// Runs until it is told to stop, then writes what is left. It stops within an evaluation's interval.
@@ -1286,38 +1619,60 @@ impl Service {
             }
             let passed = self.passed_over.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(from_ms) = passed {
-                match self.engine.recount_all(&*self.telemetry, from_ms, now) {
+                let recounted = self.engine.recount_all(&*self.telemetry, from_ms, now);
+                let told = recounted.as_ref().map(drop).map_err(ToString::to_string);
+                self.board.note(|rounds| rounds.came("counts are incomplete", told));
+                match recounted {
                     Ok(last) => seen = std::array::from_fn(|table| seen[table].max(last[table])),
-                    Err(error) => {
-                        tracing::warn!(%error, "SLO counts are incomplete until stored telemetry can be read again");
+                    Err(_) => {
                         let mut passed = self.passed_over.lock().unwrap_or_else(PoisonError::into_inner);
                         *passed = Some(passed.map_or(from_ms, |known| known.min(from_ms)));
                     }
                 }
             }
             if now >= sql_at {
-                if let Err(error) = self.engine.ask_sql(&*self.telemetry, now) {
-                    tracing::warn!(%error, "a SQL source of an SLO gave no answer");
-                }
+                let asked = self.engine.ask_sql(&*self.telemetry, now).map_err(|error| error.to_string());
+                self.board.note(|rounds| rounds.came("a SQL source gave no answer", asked));
                 sql_at = after(now, SQL_INTERVAL_MS);
             }
             let round = self.engine.evaluate(now);
             self.board.set(round.statuses);
-            if !round.notices.is_empty()
-                && let Err(reason) = self.sink.take(round.notices, now)
-            {
-                tracing::warn!(reason, "alerts about SLOs were not taken; they are told again");
+            if !round.notices.is_empty() {
+                let written = self.engine.persist_alerts(now).map_err(|error| error.to_string());
+                let taken = self.sink.take(round.notices, now);
+                self.board.note(|rounds| {
+                    rounds.came("alerts were not written; they are written with the next", written);
+                    rounds.came("alerts were not taken; they are told again", taken);
+                });
             }
-            evaluate_at = after(now, self.engine.config.evaluate_interval_ms);
+            let interval_ms = self.engine.config.evaluate_interval_ms;
+            let late = (now.0 - evaluate_at.0) / (interval_ms.max(1) * NANOS_PER_MS);
+            let duration_ns = self.clock.now().0.saturating_sub(now.0).max(0);
+            self.board.note(|rounds| {
+                rounds.evaluated_at = Some(now);
+                rounds.duration_ns = duration_ns;
+                rounds.iterations += 1;
+                rounds.missed += u64::try_from(late).unwrap_or(0);
+            });
+            evaluate_at = after(now, interval_ms);
             if now >= persist_at {
                 self.persist(now);
                 persist_at = after(now, self.engine.config.persist_interval_ms);
             }
             if now >= expire_at {
-                if let Err(error) = self.engine.expire(now) {
-                    tracing::warn!(%error, "old SLO counts were not removed");
-                }
+                let expired = self.engine.expire(now).map(drop).map_err(|error| error.to_string());
+                self.board.note(|rounds| rounds.came("old counts were not removed", expired));
                 expire_at = after(now, EXPIRE_INTERVAL_MS);
+            }
+            // The last one is what the files say now.
+            if let Some(slos) = self.reloads.try_iter().last() {
+                match self.replace(slos, now, stop) {
+                    Some(fresh) => seen = std::array::from_fn(|table| seen[table].max(fresh[table])),
+                    None if stop.is_cancelled() => break,
+                    None => {}
+                }
+                // What the recount took is no missed round.
+                evaluate_at = self.clock.now();
             }
         }
         let now = self.clock.now();
@@ -1337,13 +1692,33 @@ impl Service {
         self.engine.persist(now, until)
     }
 
+    /// Puts other documents in the place of those that run; `None` when that was not possible, or it was told to stop.
+    fn replace(&mut self, slos: Vec<Slo>, now: Timestamp, stop: &CancellationToken) -> Option<Seen> {
+        let count = slos.len();
+        let until = self.counted_until(now);
+        let replaced = self.engine.replaced(slos, now, until);
+        let told = replaced.as_ref().map(drop).map_err(ToString::to_string);
+        self.board.note(|rounds| rounds.came("other documents were not taken; the running ones stay", told));
+        self.engine = replaced.ok()?;
+        // Before what is stored is read: what is published from now on waits in the queue.
+        for table in Table::ALL {
+            self.tables[table.index()].store(self.engine.watches(table), Ordering::Release);
+        }
+        let seen = self.catch_up(stop)?;
+        tracing::info!(slos = count, "SLOs reloaded");
+        Some(seen)
+    }
+
     /// Counts what was stored while nobody counted, again and again until it can be read; `None` when told to stop.
     fn catch_up(&mut self, stop: &CancellationToken) -> Option<Seen> {
         while !stop.is_cancelled() {
             match self.engine.catch_up(&*self.telemetry, self.clock.now()) {
-                Ok(seen) => return Some(seen),
+                Ok(seen) => {
+                    self.board.note(|rounds| rounds.came(UNREAD, Ok(())));
+                    return Some(seen);
+                }
                 Err(_) if stop.is_cancelled() => return None,
-                Err(error) => tracing::error!(%error, "SLOs are not judged until stored telemetry can be read"),
+                Err(error) => self.board.note(|rounds| rounds.came(UNREAD, Err(error.to_string()))),
             }
             for _ in 0..CATCH_UP_PAUSES {
                 if !stop.is_cancelled() {
@@ -1356,9 +1731,8 @@ impl Service {
 
     fn persist(&mut self, now: Timestamp) {
         let until = self.counted_until(now);
-        if let Err(error) = self.engine.persist(now, until) {
-            tracing::warn!(%error, "SLO state was not written; it is written with the next");
-        }
+        let written = self.engine.persist(now, until).map_err(|error| error.to_string());
+        self.board.note(|rounds| rounds.came("counts were not written; they are written with the next", written));
     }
 
     /// Everything older than this was counted, but for what was passed over. Batches may wait in the queue

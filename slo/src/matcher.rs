@@ -21,7 +21,7 @@ use model::value::Value;
 
 use crate::counts::{Counts, bucket_of};
 use crate::filter::{Cell, Column, Filter, Literal, Test, Truth, compare};
-use crate::sli::{Indicator, Measure, RATIO_SCALE, Term};
+use crate::sli::{Indicator, Measure, Part, RATIO_SCALE, Term};
 
 /// Values of one column whose class is remembered. More, as of user ids, are forgotten all at once.
 const MEMO_MAX: usize = 100_000;
@@ -29,14 +29,31 @@ const MEMO_MAX: usize = 100_000;
 /// Kinds of rows of one table. Only what SLOs tell apart makes kinds; more are forgotten all at once.
 const KINDS_MAX: usize = 1_000_000;
 
-/// A kind that means something to more SLOs than this is counted once a batch and not once a row.
-const HITS_AT_ONCE_MAX: usize = 16;
-
 /// Buckets of a batch whose counts are in an array, by indicator: a batch under load has one or two.
 const DENSE_BUCKETS: usize = 4;
 
 /// Cumulative series whose last value is remembered. Past this, those silent for an hour are forgotten.
 const LAST_MAX: usize = 1_000_000;
+
+/// Bytes of a trace id (OpenTelemetry).
+const TRACE_ID_BYTES: usize = 16;
+
+/// What measures read of points of metrics, where the table has it.
+const POINT_COLUMNS: [&str; 13] = [
+    "series_id",
+    "temporality",
+    "start_time",
+    "value_int",
+    "value_double",
+    "count",
+    "explicit_bounds",
+    "bucket_counts",
+    "scale",
+    "zero_count",
+    "zero_threshold",
+    "positive",
+    "negative",
+];
 
 /// The kind of rows that no SLO is about.
 const DEAD: u32 = u32::MAX;
@@ -44,13 +61,32 @@ const DEAD: u32 = u32::MAX;
 /// Integers beyond this are not exact as doubles, and are not looked up by their place among literals.
 const EXACT_MAX: i64 = 1 << 53;
 
-/// What batches amounted to: per indicator and bucket, its counts.
+/// What batches amounted to: per indicator and bucket, its counts; and of each indicator one bad event.
 #[derive(Debug, Default)]
 pub struct Tally {
     dense: Vec<Dense>,
     at: usize,
     /// Of batches with more buckets, such as those of a backfill.
     sparse: HashMap<(u32, i64), Counts>,
+    /// By indicator.
+    examples: Vec<Option<Example>>,
+}
+
+/// A bad event that somebody can look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Example {
+    /// Its trace.
+    pub trace_id: [u8; TRACE_ID_BYTES],
+    /// When it was, nanoseconds since the epoch.
+    pub time: i64,
+}
+
+impl Example {
+    /// The trace's id as people write it.
+    #[must_use]
+    pub fn trace_id_hex(&self) -> String {
+        self.trace_id.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 /// The counts of one bucket, by indicator.
@@ -71,10 +107,26 @@ impl Tally {
         dense.chain(self.sparse.drain().map(|((indicator, bucket), counts)| (indicator, bucket, counts)))
     }
 
+    /// Takes the newest bad event of each indicator that has one: the indicator's number and the event.
+    pub fn drain_examples(&mut self) -> impl Iterator<Item = (u32, Example)> + '_ {
+        let examples = self.examples.drain(..).enumerate();
+        examples.filter_map(|(indicator, example)| Some((small(indicator), example?)))
+    }
+
     /// Whether nothing was counted.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.dense.is_empty() && self.sparse.is_empty()
+    }
+
+    fn show(&mut self, indicator: u32, example: Example) {
+        let at = indicator as usize;
+        if at >= self.examples.len() {
+            self.examples.resize(at + 1, None);
+        }
+        if self.examples[at].is_none_or(|known| known.time <= example.time) {
+            self.examples[at] = Some(example);
+        }
     }
 
     #[inline]
@@ -132,6 +184,8 @@ struct Plan {
     columns: Vec<Classes>,
     terms: Vec<Compiled>,
     measures: Vec<Measure>,
+    /// Indicators whose rows are events themselves, with what their numerator counts: of these a bad row can be told.
+    events: Vec<(u32, Part)>,
     /// Terms by a test that they cannot do without, and the terms that have none.
     by_test: HashMap<(u32, u32), Vec<u32>>,
     always: Vec<u32>,
@@ -143,6 +197,8 @@ struct Plan {
     /// Where the classes of all columns are too many for one number.
     by_classes: HashMap<Box<[u32]>, u32>,
     kinds: Vec<RowKind>,
+    /// Kinds with rows that were not given out yet.
+    touched: Vec<u32>,
     scratch: Vec<Vec<u32>>,
 }
 
@@ -159,6 +215,19 @@ struct Compiled {
 struct RowKind {
     classes: Box<[u32]>,
     hits: Option<Box<[Hit]>>,
+    /// The indicators for which a row of it is a bad event; worked out with the hits.
+    bad: Box<[u32]>,
+    /// Its rows that were not given out yet, by bucket: under load there is one, and two for a moment.
+    rows: [(i64, u64); 2],
+    /// The newest of them that is bad and has a trace.
+    example: Option<Example>,
+    is_touched: bool,
+}
+
+impl RowKind {
+    fn new(classes: Box<[u32]>) -> Self {
+        Self { classes, hits: None, bad: Box::default(), rows: [(0, 0); 2], example: None, is_touched: false }
+    }
 }
 
 /// What a kind is to one term.
@@ -568,6 +637,15 @@ impl Matcher {
                     plan.add(small(number), is_numerator, filter, *measure);
                 }
             }
+            if let (
+                Term::Rows { table, measure: Measure::One, .. },
+                Term::Rows { table: of, measure: Measure::One, .. },
+            ) = (&indicator.total, &indicator.numerator)
+                && table == of
+                && let Some(plan) = &mut matcher.plans[table.index()]
+            {
+                plan.events.push((small(number), indicator.part));
+            }
         }
         for plan in matcher.plans.iter_mut().flatten() {
             plan.finish();
@@ -581,31 +659,48 @@ impl Matcher {
         self.plans[table.index()].is_some()
     }
 
+    /// The columns of a table that counting reads, by [`model::schema::schema`]'s names: a batch may have these alone.
+    #[must_use]
+    pub fn columns(&self, table: Table) -> Vec<&'static str> {
+        let Some(plan) = &self.plans[table.index()] else { return Vec::new() };
+        let asked = plan.columns.iter().flat_map(|classes| match &classes.column {
+            Column::Named(name) => vec![*name],
+            Column::Attribute(_) => vec!["attributes"],
+            Column::Resource(_) => vec!["resource"],
+            Column::Scope(_) | Column::ScopeName => vec!["scope"],
+            Column::PointValue => vec!["value_int", "value_double"],
+        });
+        let counted: &[&str] = match table {
+            Table::MetricPoints | Table::MetricHistograms => &POINT_COLUMNS,
+            _ => &["trace_id"],
+        };
+        let mut found: Vec<&str> = asked.chain(counted.iter().copied()).chain([table.time_column()]).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
     /// Counts a batch of a table, of the schema that [`model::schema::schema`] gives.
     pub fn count(&mut self, table: Table, batch: &RecordBatch, into: &mut Tally) {
         let Some(plan) = &mut self.plans[table.index()] else { return };
         let times = batch.column_by_name(table.time_column());
         let Some(times) = times.and_then(|array| array.as_primitive_opt::<TimestampNanosecondType>()) else { return };
-        let kinds = plan.kinds_of(batch);
+        let kinds = plan.kinds_of(batch, into);
+        let traces = batch.column_by_name("trace_id");
+        let traces = traces.and_then(|array| array.as_any().downcast_ref::<FixedSizeBinaryArray>());
+        let traces = traces.filter(|traces| usize::try_from(traces.value_length()) == Ok(TRACE_ID_BYTES));
         if matches!(table, Table::MetricPoints | Table::MetricHistograms) {
             self.count_points(table, batch, times.values(), &kinds, into);
             return;
         }
-        // Of kinds that many SLOs count, rows are gathered first.
-        let mut gathered: HashMap<(u32, i64), u64> = HashMap::new();
-        let mut count = |kind: u32, bucket: i64, events: u64, plan: &mut Plan| {
-            let hits = plan.hits(kind);
-            if hits.len() > HITS_AT_ONCE_MAX {
-                *gathered.entry((kind, bucket)).or_default() += events;
-                return;
-            }
-            for hit in hits {
-                into.add(hit.indicator, bucket, hit.is_numerator, events);
+        // Neighbours are often of one kind and time.
+        let (mut at, mut run, mut last) = ((DEAD, 0), 0, 0);
+        let mut end = |(kind, bucket): (u32, i64), run: u64, last: usize, plan: &mut Plan| {
+            if run > 0 {
+                plan.note(kind, bucket, run, || example(traces, last, times.value(last)), into);
             }
         };
-        // Neighbours are often of one kind and time.
-        let (mut at, mut run) = ((DEAD, 0), 0);
-        for (kind, time) in kinds.iter().zip(times.values()) {
+        for (row, (kind, time)) in kinds.iter().zip(times.values()).enumerate() {
             if *kind == DEAD {
                 continue;
             }
@@ -613,20 +708,18 @@ impl Matcher {
             if key == at {
                 run += 1;
             } else {
-                if run > 0 {
-                    count(at.0, at.1, run, plan);
-                }
+                end(at, run, last, plan);
                 (at, run) = (key, 1);
             }
+            last = row;
         }
-        if run > 0 {
-            count(at.0, at.1, run, plan);
-        }
-        for ((kind, bucket), events) in gathered {
-            for hit in plan.hits(kind) {
-                into.add(hit.indicator, bucket, hit.is_numerator, events);
-            }
-        }
+        end(at, run, last, plan);
+    }
+
+    /// Gives out what was counted and not given out yet. Rows of a kind are added up until then: what a kind means to
+    /// many SLOs is looked at once for all of them.
+    pub fn flush(&mut self, into: &mut Tally) {
+        self.plans.iter_mut().flatten().for_each(|plan| plan.flush(into));
     }
 
     fn count_points(&mut self, table: Table, batch: &RecordBatch, times: &[i64], kinds: &[u32], into: &mut Tally) {
@@ -674,6 +767,13 @@ impl Matcher {
     }
 }
 
+/// The trace of a row; all zero is none: a log record without one.
+fn example(traces: Option<&FixedSizeBinaryArray>, row: usize, time: i64) -> Option<Example> {
+    let traces = traces.filter(|traces| traces.is_valid(row))?;
+    let trace_id = <[u8; TRACE_ID_BYTES]>::try_from(traces.value(row)).ok()?;
+    (trace_id != [0; TRACE_ID_BYTES]).then_some(Example { trace_id, time })
+}
+
 /// What a cumulative series grew by since its last point. A restart begins at nothing; a point older than
 /// the last one is part of it already.
 fn grown(last: &mut HashMap<(u64, u16), Last>, key: (u64, u16), now: Last, since: Timestamp) -> u64 {
@@ -698,6 +798,7 @@ impl Plan {
             columns: Vec::new(),
             terms: Vec::new(),
             measures: Vec::new(),
+            events: Vec::new(),
             by_test: HashMap::new(),
             always: Vec::new(),
             by_first: false,
@@ -705,6 +806,7 @@ impl Plan {
             by_packed: HashMap::new(),
             by_classes: HashMap::new(),
             kinds: Vec::new(),
+            touched: Vec::new(),
             scratch: Vec::new(),
         }
     }
@@ -772,7 +874,7 @@ impl Plan {
     }
 
     /// The kind of every row.
-    fn kinds_of(&mut self, batch: &RecordBatch) -> Vec<u32> {
+    fn kinds_of(&mut self, batch: &RecordBatch, into: &mut Tally) -> Vec<u32> {
         let needs_attributes = self.columns.iter().any(|classes| matches!(classes.column, Column::Attribute(_)));
         let attributes = batch.column_by_name("attributes").filter(|_| needs_attributes);
         let view = attributes.and_then(|array| AttributesView::new(array));
@@ -785,6 +887,7 @@ impl Plan {
         let needed = self.columns.iter().map(|column| usize::BITS - column.truths.len().leading_zeros());
         if self.kinds.len() > KINDS_MAX || !needed.clone().eq(self.bits.iter().copied()) {
             self.bits = needed.collect();
+            self.flush(into);
             self.by_packed.clear();
             self.by_classes.clear();
             self.kinds.clear();
@@ -821,7 +924,7 @@ impl Plan {
                 at = packed;
                 kind = *self.by_packed.entry(packed).or_insert_with(|| {
                     let classes = columns.iter().map(|classes| classes[row]).collect();
-                    self.kinds.push(RowKind { classes, hits: None });
+                    self.kinds.push(RowKind::new(classes));
                     small(self.kinds.len() - 1)
                 });
             }
@@ -839,11 +942,59 @@ impl Plan {
             }
             let classes: Box<[u32]> = columns.iter().map(|classes| classes[row]).collect();
             *self.by_classes.entry(classes).or_insert_with_key(|classes| {
-                self.kinds.push(RowKind { classes: classes.clone(), hits: None });
+                self.kinds.push(RowKind::new(classes.clone()));
                 small(self.kinds.len() - 1)
             })
         };
         (0..rows).map(kind).collect()
+    }
+
+    /// Adds rows of a kind in a bucket; `example` is of the last of them.
+    #[inline]
+    fn note(&mut self, kind: u32, bucket: i64, rows: u64, example: impl FnOnce() -> Option<Example>, into: &mut Tally) {
+        if self.hits(kind).is_empty() {
+            return;
+        }
+        let known = &mut self.kinds[kind as usize];
+        if !known.is_touched {
+            known.is_touched = true;
+            self.touched.push(kind);
+        }
+        if !known.bad.is_empty()
+            && let Some(example) = example()
+            && known.example.is_none_or(|known| known.time <= example.time)
+        {
+            known.example = Some(example);
+        }
+        match known.rows.iter_mut().find(|(known, rows)| *known == bucket || *rows == 0) {
+            Some(slot) => *slot = (bucket, slot.1 + rows),
+            None => {
+                self.give_out(kind, into);
+                self.kinds[kind as usize].rows[0] = (bucket, rows);
+            }
+        }
+    }
+
+    fn give_out(&mut self, kind: u32, into: &mut Tally) {
+        let known = &mut self.kinds[kind as usize];
+        for (bucket, rows) in std::mem::take(&mut known.rows) {
+            if rows > 0 {
+                for hit in known.hits.as_deref().unwrap_or_default() {
+                    into.add(hit.indicator, bucket, hit.is_numerator, rows);
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self, into: &mut Tally) {
+        for kind in std::mem::take(&mut self.touched) {
+            self.give_out(kind, into);
+            let known = &mut self.kinds[kind as usize];
+            known.is_touched = false;
+            if let Some(example) = known.example.take() {
+                known.bad.iter().for_each(|indicator| into.show(*indicator, example));
+            }
+        }
     }
 
     /// What a kind is to each term.
@@ -851,6 +1002,11 @@ impl Plan {
         let at = kind as usize;
         if self.kinds[at].hits.is_none() {
             let hits = self.work_out(&self.kinds[at].classes);
+            let of = |hit: &Hit| self.events.binary_search_by_key(&hit.indicator, |(known, _)| *known).ok();
+            let is_counted = |indicator: u32| hits.iter().any(|hit| hit.indicator == indicator && hit.is_numerator);
+            let bad = hits.iter().filter(|hit| !hit.is_numerator).filter_map(of).map(|at| self.events[at]);
+            let bad = bad.filter(|(indicator, part)| is_counted(*indicator) == (*part == Part::Bad));
+            self.kinds[at].bad = bad.map(|(indicator, _)| indicator).collect();
             self.kinds[at].hits = Some(hits);
         }
         self.kinds[at].hits.as_deref().unwrap_or_default()
@@ -1077,6 +1233,7 @@ mod tests {
     fn count(matcher: &mut Matcher, table: Table, batch: &RecordBatch) -> BTreeMap<(u32, i64), (u64, u64)> {
         let mut tally = Tally::default();
         matcher.count(table, batch, &mut tally);
+        matcher.flush(&mut tally);
         tally
             .drain()
             .map(|(indicator, bucket, counts)| ((indicator, bucket), (counts.numerator, counts.total)))
@@ -1357,6 +1514,9 @@ mod tests {
         ) {
             let given: Vec<Indicator> = filters.iter().map(|(numerator, total)| indicator(Table::Spans, (numerator, Measure::One), (total, Measure::One))).collect();
             let mut matcher = Matcher::new(&given, Timestamp(0));
+            // One that gives out at the end what all batches were, whatever classes the later ones bring.
+            let (mut patient, mut tally) = (Matcher::new(&given, Timestamp(0)), Tally::default());
+            let mut all: BTreeMap<(u32, i64), (u64, u64)> = BTreeMap::new();
             for batch in batches {
                 let rows: Vec<Span> = batch.into_iter().map(|(time, service, duration, attributes)| span(time * SECOND, &service, duration, attributes)).collect();
                 let mut want: BTreeMap<(u32, i64), (u64, u64)> = BTreeMap::new();
@@ -1371,8 +1531,26 @@ mod tests {
                         }
                     }
                 }
-                prop_assert_eq!(count(&mut matcher, Table::Spans, &spans(&rows)), want);
+                for (at, counts) in &want {
+                    let sum = all.entry(*at).or_default();
+                    *sum = (sum.0 + counts.0, sum.1 + counts.1);
+                }
+                let batch = spans(&rows);
+                patient.count(Table::Spans, &batch, &mut tally);
+                prop_assert_eq!(&count(&mut matcher, Table::Spans, &batch), &want);
+                // The columns that it names are enough.
+                let named = matcher.columns(Table::Spans);
+                let schema = batch.schema();
+                let named: Vec<usize> = (0..batch.num_columns()).filter(|at| named.contains(&schema.field(*at).name().as_str())).collect();
+                prop_assert_eq!(&count(&mut matcher, Table::Spans, &batch.project(&named).unwrap()), &want);
             }
+            patient.flush(&mut tally);
+            let mut found: BTreeMap<(u32, i64), (u64, u64)> = BTreeMap::new();
+            for (indicator, bucket, counts) in tally.drain() {
+                let sum = found.entry((indicator, bucket)).or_default();
+                *sum = (sum.0 + counts.numerator, sum.1 + counts.total);
+            }
+            prop_assert_eq!(found, all);
         }
     }
 

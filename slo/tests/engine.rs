@@ -59,6 +59,7 @@ impl Telemetry for Stored {
         &self,
         _: &TenantId,
         table: Table,
+        _: &[&str],
         _: Timestamp,
         _: Timestamp,
         each: &mut dyn FnMut(&RecordBatch),
@@ -114,7 +115,19 @@ fn an_outage_fires_holds_through_silence_and_resolves() {
     assert_eq!(notice.labels["severity"], "critical");
     assert_eq!(notice.labels["team"], "shop");
     assert_eq!(notice.annotations["runbook_url"], "https://runbooks.example.com/checkout");
-    assert!(notice.annotations["query"].starts_with("SELECT * FROM spans WHERE"));
+    let said = |name: &str| notice.annotations[name].as_str();
+    assert!(said("query").starts_with("SELECT * FROM spans WHERE"));
+    assert!(said("query").ends_with("AND start_time > now() - INTERVAL '60 minutes'"), "{}", said("query"));
+    assert_eq!(notice.labels["owner"], "shop", "its team, where nothing names an owner");
+    // 36,000 requests in the hour, and as many in the period so far.
+    let bad: u64 = said("bad_events").parse().unwrap();
+    assert_eq!(said("requests_affected"), format!("{bad} of 36000 in the last 1h"));
+    let burned = said("budget_burned");
+    assert!(burned.ends_with(" % in the last 1h") && burned.contains(" % of the budget of "), "{burned}");
+    // The trace of the newest bad request: the last of twelve of its batch.
+    let id = said("trace_id");
+    let (time, place) = (i64::from_str_radix(&id[..16], 16).unwrap(), &id[16..]);
+    assert_eq!((time, place), (START + (fast.0 - 5) * SECOND, "000000000000000b"));
 
     // Ten minutes without any telemetry: nothing resolves (I10).
     let silent = play(&mut engine, 4_100..4_800, 0, 0);
@@ -130,6 +143,97 @@ fn an_outage_fires_holds_through_silence_and_resolves() {
     let told = play(&mut engine, 4_800..6_000, 0, 100);
     let resolved = brief(&told).into_iter().find(|(_, burn, resolved)| *burn == "fast" && *resolved).unwrap();
     assert_eq!(resolved.0, 4_800, "all that is in the short window is good");
+}
+
+#[test]
+fn a_clock_that_is_set_ends_nothing() {
+    for jump in [HOUR, -HOUR, 40 * 24 * HOUR, -40 * 24 * HOUR] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut engine = engine(&dir.path().join("slo.sqlite"), DOCUMENTS, at(0));
+        play(&mut engine, 10..3_600, 0, 100);
+        let told = play(&mut engine, 3_600..4_200, 50, 100);
+        assert!(told.iter().any(|(_, notice)| notice.labels["burn"] == "fast" && !notice.resolved), "{jump}");
+        // Telemetry comes with its senders' clocks, which nobody has set.
+        for second in (4_200..4_500).step_by(10) {
+            let now = at(second * SECOND + jump);
+            engine.observe(Table::Spans, &requests(second * SECOND, 50, 100), now);
+            let notices = engine.evaluate(now).notices;
+            assert!(notices.iter().all(|notice| !notice.resolved), "{jump} {second}: {notices:?}");
+        }
+        // It is set right again: what burned burns.
+        let told = play(&mut engine, 4_500..4_700, 50, 100);
+        assert!(told.iter().all(|(_, notice)| !notice.resolved), "{jump}: {:?}", brief(&told));
+        let status = engine.evaluate(at(4_700 * SECOND)).statuses;
+        let status = status.iter().find(|status| status.slo.name == "checkout-availability").unwrap();
+        assert!(status.objectives[0].firing, "{jump}");
+    }
+}
+
+#[tokio::test]
+async fn other_documents_take_over_while_it_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("slo.sqlite");
+    let read = |documents: &str| slo::openslo::read(&[("slo.yaml", documents)]).unwrap().slos;
+    let one = |name: &str, target: &str, table: &str| {
+        format!(
+            "apiVersion: openslo/v1\nkind: SLO\nmetadata: {{name: {name}}}\nspec:\n  service: checkout\n  indicator:\n    \
+             metadata: {{name: a}}\n    spec: {{ratioMetric: {{bad: {{metricSource: {{type: godseye, spec: {{table: {table}, \
+             where: \"attributes['a'] = 1 OR service_name = 'checkout'\"}}}}}}, total: {{metricSource: {{type: godseye, \
+             spec: {{table: {table}}}}}}}}}}}\n  timeWindow: [{{duration: 30d, isRolling: true}}]\n  budgetingMethod: \
+             Occurrences\n  objectives: [{{target: {target}}}]\n"
+        )
+    };
+    let clock = Clock::manual(at(HOUR));
+    let config = Config { evaluate_interval_ms: 5, ..Config::default() };
+    let tenant = TenantId::default_tenant();
+    let archive = Archive::open(&path).unwrap();
+    let engine =
+        Engine::build(config, tenant.clone(), read(&one("logs-only", "0.9", "logs")), archive, at(HOUR)).unwrap();
+    let stored = Arc::new(Stored::default());
+    stored.batches.lock().unwrap().push(requests(HOUR - MINUTE, 100, 100));
+    let told = Told::default();
+    let (service, feed, board) =
+        Service::build(engine, Arc::clone(&stored) as Arc<dyn Telemetry>, Box::new(told.clone()), clock.clone());
+    let reloader = service.reloader();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(service.run(stop.clone()));
+    // Nobody watches spans yet.
+    feed.offer(1, &tenant, Table::Spans, &requests(HOUR, 100, 100));
+    assert_eq!(feed.waiting(), 0);
+    // Another target keeps what was counted, and a new SLO is counted from what is stored.
+    for (documents, wanted, bad) in [
+        (one("availability", "0.999", "spans"), "availability", 100),
+        (one("availability", "0.99", "spans"), "availability", 200),
+    ] {
+        reloader.reload(read(&documents)).unwrap();
+        let target = read(&documents)[0].objectives[0].target;
+        loop {
+            let Clock::Manual(time) = &clock else { panic!("it is moved by hand") };
+            time.fetch_add(SECOND, std::sync::atomic::Ordering::Relaxed);
+            let statuses = board.statuses();
+            let found = statuses.iter().find(|status| status.slo.name == wanted);
+            if found.is_some_and(|status| {
+                status.slo.objectives[0].target == target && status.objectives[0].events.bad() == bad
+            }) {
+                break;
+            }
+            tokio::task::yield_now().await;
+            std::thread::park_timeout(std::time::Duration::from_millis(1));
+        }
+        // Watched from now on.
+        let batch = requests(HOUR, 100, 100);
+        let record = {
+            let mut batches = stored.batches.lock().unwrap();
+            batches.push(batch.clone());
+            batches.len() as u64
+        };
+        feed.offer(record, &tenant, Table::Spans, &batch);
+    }
+    assert!(told.0.lock().unwrap().iter().any(|notice| notice.labels["slo"] == "availability"));
+    let rounds = board.rounds();
+    assert!(rounds.iterations > 0 && rounds.errors.is_empty(), "{rounds:?}");
+    stop.cancel();
+    running.await.unwrap().unwrap();
 }
 
 #[test]
@@ -265,6 +369,8 @@ spec: {thresholdMetric: {metricSource: {spec: {table: spans, unit: s}}}}
     // 8 % bad in the hour: (8 + 3 × 0.8) / 4 = 2.6.
     let told = play(&mut engine, 3_600..7_300, 8, 100);
     assert_eq!((told[0].1.labels["slo"].as_str(), told[0].1.labels.get("objective")), ("both", None));
+    let said = &told[0].1.annotations;
+    assert!(said["query"].contains("status_code = 'ERROR'"), "errors burn most: {said:?}");
     let silent = play(&mut engine, 7_300..8_400, 0, 0);
     let silence = silent.iter().find(|(_, notice)| notice.labels["alertname"] == "SloNoData").unwrap();
     assert_eq!(silence.0, 7_900, "ten minutes after the bucket of the last span");

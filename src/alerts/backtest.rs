@@ -1,12 +1,16 @@
-//! `godseye backtest`: which alerts rules would have raised on stored telemetry, and how many people they had woken.
+//! `godseye backtest`: which alerts rules and SLOs would have raised on stored telemetry, and how many people they had
+//! woken.
 //!
-//! Every evaluation that a running server would have made is made again, in order, with `$now` at its time, through a
-//! server's SQL door; what becomes of the answers is decided by the code that decides it in a server. The same
-//! telemetry, rules and times give the same alerts. Nothing is recorded and nobody is told. Not here: SLOs, and series
-//! that recording rules have not recorded yet.
+//! Every evaluation of a rule that a running server would have made is made again, in order, with `$now` at its time,
+//! through a server's SQL door or over the data directory of a stopped one; SLOs are counted and judged as time passes
+//! (`slos.rs`). What becomes of it is decided by the code that decides it in a server. The same telemetry, files and
+//! times give the same alerts. Nothing is recorded and nobody is told. Not here: series that recording rules have not
+//! recorded yet.
+
+mod slos;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::ipc::reader::StreamReader;
@@ -20,6 +24,7 @@ use slo::rules::file::{Group, Kind};
 use slo::rules::group::{Ask, Record, Recorded, Row, Running, Slots, Tools};
 use slo::rules::state::{Labels, State};
 
+use super::local::Local;
 use super::{Expander, ask, files};
 use crate::client;
 use crate::watch::{self, Asking, WatchError};
@@ -36,8 +41,14 @@ const NANOS_PER_MS: i64 = 1_000_000;
 #[derive(Debug, Args)]
 pub struct BacktestArgs {
     /// A rule file in Prometheus' format; may be repeated
-    #[arg(long, required = true, value_name = "FILE")]
+    #[arg(long, required_unless_present = "slos", value_name = "FILE")]
     rules: Vec<PathBuf>,
+    /// OpenSLO documents; may be repeated
+    #[arg(long, value_name = "FILE_OR_DIR")]
+    slos: Vec<PathBuf>,
+    /// Read the data directory of a stopped server instead of asking a running one
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
     /// From when: a time such as 2026-11-24T09:00:00Z, or how long ago, such as 6h
     #[arg(long, value_name = "TIME")]
     from: String,
@@ -120,18 +131,29 @@ async fn backtest(args: &BacktestArgs) -> Result<String, WatchError> {
         return Err(WatchError::Usage("--from is not before --to".to_owned()));
     }
     let (groups, notes) = groups(&args.rules)?;
+    let (objectives, problems) = files::read_slos(&args.slos);
+    refuse(&problems)?;
     let slots: Vec<Vec<Timestamp>> = groups.iter().map(|group| slots(group, from, to)).collect::<Result<_, _>>()?;
     let queries: usize = groups.iter().zip(&slots).map(|(group, slots)| group.rules.len() * slots.len()).sum();
     if i64::try_from(queries).unwrap_or(i64::MAX) > QUERIES_MAX {
         return Err(too_many());
     }
-    let (server, token) = args.asking.door();
+    let source = match &args.data_dir {
+        Some(folder) => Source::Local(Arc::new(local(folder).await?)),
+        None => {
+            let (server, token) = args.asking.door();
+            Source::Door(Arc::new(Door { server, token }))
+        }
+    };
     let tools = Tools {
-        ask: Arc::new(Door { server, token }),
+        ask: match &source {
+            Source::Local(local) => Arc::new(local.asker.clone()),
+            Source::Door(door) => Arc::<Door>::clone(door),
+        },
         record: Arc::new(Nowhere),
         expand: Arc::new(Expander { external_url: String::new() }),
     };
-    let mut episodes = Vec::new();
+    let (mut episodes, evaluations) = slos::episodes(objectives, (from, to), &source).await?;
     for (group, slots) in groups.into_iter().zip(slots) {
         let mut story = Story::default();
         let mut running = Running::new(group, TenantId::default_tenant(), BTreeMap::new(), None);
@@ -142,7 +164,8 @@ async fn backtest(args: &BacktestArgs) -> Result<String, WatchError> {
         episodes.append(&mut story.episodes);
     }
     episodes.sort_by(|a, b| (a.starts_at, &a.labels).cmp(&(b.starts_at, &b.labels)));
-    let document = document(from, to, queries, &episodes, &notes);
+    let mut document = document(from, to, queries, &episodes, &notes);
+    document["evaluations"] = evaluations.into();
     Ok(args.asking.shown(&document, table) + &args.asking.for_people(&summary(&document)))
 }
 
@@ -155,19 +178,36 @@ fn instant(text: &str, now: Timestamp) -> Result<Timestamp, WatchError> {
     alerting::instant::parse(text).ok().flatten().ok_or_else(|| WatchError::Usage(unknown()))
 }
 
-/// The rules that alert, and what a reader of the result has to know.
-fn groups(paths: &[PathBuf]) -> Result<(Vec<Group>, Vec<String>), WatchError> {
-    let (mut groups, problems) = files::read_rules(paths);
-    if files::has_errors(&problems) {
+fn refuse(problems: &[files::Problem]) -> Result<(), WatchError> {
+    if files::has_errors(problems) {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
         return Err(WatchError::Usage(lines.join("\n")));
     }
+    Ok(())
+}
+
+/// The store of a stopped server.
+async fn local(folder: &Path) -> Result<Local, WatchError> {
+    let name = folder.display();
+    // Opening makes a store where there is none; a backtest of nothing is a mistake.
+    if !folder.join("manifest.sqlite").is_file() {
+        return Err(WatchError::Usage(format!("{name} is no data directory: it has no manifest.sqlite")));
+    }
+    let path = folder.to_owned();
+    let opened = tokio::task::spawn_blocking(move || Local::open(&path)).await;
+    let opened = opened.map_err(|error| error.to_string()).and_then(|opened| opened);
+    opened.map_err(|error| WatchError::Usage(format!("cannot open {name}: {error}")))
+}
+
+/// The rules that alert, and what a reader of the result has to know.
+fn groups(paths: &[PathBuf]) -> Result<(Vec<Group>, Vec<String>), WatchError> {
+    let (mut groups, problems) = files::read_rules(paths);
+    refuse(&problems)?;
     let mut notes = Vec::new();
     for group in &mut groups {
         group.rules.retain(|rule| matches!(rule.kind, Kind::Alert { .. }));
         for rule in &group.rules {
-            let sql = rule.sql.to_ascii_lowercase();
-            if sql.contains("now()") || sql.contains("current_timestamp") {
+            if files::asks_the_clock(&rule.sql) {
                 return Err(WatchError::Usage(format!(
                     "{}: {} asks for the time of the clock, which is not the evaluation's: write $now",
                     rule.defined_at, rule.name
@@ -249,15 +289,24 @@ fn table(document: &Value) -> Value {
 
 fn summary(document: &Value) -> String {
     let mut text = format!(
-        "{} pages ({}); {} queries\n",
+        "{} pages ({}); {} queries, {} evaluations of SLOs\n",
         document["pages"],
         PAGING.map(|severity| format!("severity {severity}")).join(", "),
-        document["queries"]
+        document["queries"],
+        document["evaluations"]
     );
     for note in document["notes"].as_array().into_iter().flatten() {
         text.push_str(&format!("note: {}\n", note.as_str().unwrap_or_default()));
     }
     text
+}
+
+/// Where telemetry is.
+enum Source {
+    /// In a running server.
+    Door(Arc<Door>),
+    /// In a data directory.
+    Local(Arc<Local>),
 }
 
 /// The SQL door of a server.

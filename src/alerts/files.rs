@@ -62,9 +62,7 @@ pub fn read(config: &config::Alerting) -> (Files, Vec<Problem>) {
     let mut found = Findings::default();
     let routing = config.alertmanager_config.as_deref().and_then(|path| routing(path, &mut found));
     let groups = found.rules(&config.rules);
-    let paths: Vec<PathBuf> = config.slos.iter().flat_map(|path| found.documents(path)).collect();
-    let documents = found.texts(&paths);
-    let slos = found.of(slo::openslo::read(&pairs(&documents))).map(|documents| documents.slos).unwrap_or_default();
+    let slos = found.slos(&config.slos);
     if routing.is_none() && config.alertmanager_config.is_none() && config.is_on() {
         found.warning(
             "warning: nobody is told about alerts: they are evaluated, shown and kept; name receivers with \
@@ -80,6 +78,20 @@ pub fn read(config: &config::Alerting) -> (Files, Vec<Problem>) {
 pub fn read_rules(paths: &[PathBuf]) -> (Vec<Group>, Vec<Problem>) {
     let mut found = Findings::default();
     (found.rules(paths), found.0)
+}
+
+/// Reads OpenSLO documents alone, as [`read_rules`] reads rules.
+#[must_use]
+pub fn read_slos(paths: &[PathBuf]) -> (Vec<Slo>, Vec<Problem>) {
+    let mut found = Findings::default();
+    (found.slos(paths), found.0)
+}
+
+/// Whether a query asks for the clock's time: where evaluations are not of now, that is not theirs.
+#[must_use]
+pub fn asks_the_clock(sql: &str) -> bool {
+    let sql = sql.to_ascii_lowercase();
+    sql.contains("now()") || sql.contains("current_timestamp")
 }
 
 /// Whether anything is an error.
@@ -192,6 +204,12 @@ impl Findings {
             }
         }
         groups
+    }
+
+    fn slos(&mut self, paths: &[PathBuf]) -> Vec<Slo> {
+        let paths: Vec<PathBuf> = paths.iter().flat_map(|path| self.documents(path)).collect();
+        let documents = self.texts(&paths);
+        self.of(slo::openslo::read(&pairs(&documents))).map(|documents| documents.slos).unwrap_or_default()
     }
 
     fn texts(&mut self, paths: &[PathBuf]) -> Vec<(String, String)> {

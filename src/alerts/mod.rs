@@ -13,9 +13,12 @@
 pub mod backtest;
 pub mod files;
 pub mod tables;
+pub mod unit;
 
 mod api;
 mod ask;
+mod evaluation;
+mod local;
 mod record;
 mod sink;
 mod telemetry;
@@ -32,10 +35,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use slo::archive::Archive;
-use slo::engine::{Board, Engine, Feed};
+use slo::engine::{Board, Engine, Feed, Reloader};
 use slo::error::SloError;
-use slo::rules::group::Tools;
+use slo::rules::file::Group;
+use slo::rules::group::{GroupBoard, Tools};
 use store::Store;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle as Task;
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +51,9 @@ use crate::config;
 
 /// How often the numbers for `/metrics` are looked at: more often than anybody scrapes them.
 const METRICS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Reloads of rules that wait for evaluations to end.
+const RELOADS_MAX: usize = 4;
 
 /// Where alerts, groups, silences and messages are kept, in the data directory.
 const ALERTING_FILE: &str = "alerting.sqlite";
@@ -86,28 +94,38 @@ pub struct Around {
     pub watched: tables::Watched,
 }
 
-/// Takes another configuration of Alertmanager while everything runs.
+/// Takes other files while everything runs: Alertmanager's configuration, rules and SLOs.
 #[derive(Clone, Debug)]
 pub struct Rerouter {
     handle: AlertingHandle,
     config: config::Alerting,
     external_url: String,
     runtime: tokio::runtime::Handle,
+    rules: mpsc::Sender<Vec<Group>>,
+    slos: Reloader,
+    counted: Arc<Mutex<Vec<tables::Counted>>>,
 }
 
 impl Rerouter {
-    /// Reads the file again and takes it.
+    /// Reads every file again and takes what they say: all of it or, with an error in one, nothing.
     ///
     /// # Errors
-    /// Every error in it, a line each; the running one stays then.
+    /// Every error in them, a line each, or that reloads wait already; what runs stays then.
     pub fn reroute(&self) -> Result<(), String> {
-        let Some(path) = &self.config.alertmanager_config else { return Ok(()) };
-        let (routing, problems) = files::read_routing(path);
+        let (Files { routing, groups, slos }, problems) = files::read(&self.config);
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        let Some(routing) = routing.filter(|_| !files::has_errors(&problems)) else { return Err(lines.join("\n")) };
+        if files::has_errors(&problems) {
+            return Err(lines.join("\n"));
+        }
         for line in lines {
             tracing::warn!("{line}");
         }
+        let (count, counted) = (groups.iter().map(|group| group.rules.len()).sum::<usize>(), tables::counted(&slos));
+        self.rules.try_send(groups).map_err(|error| format!("rules cannot be reloaded now: {error}"))?;
+        self.slos.reload(slos)?;
+        *lock(&self.counted) = counted;
+        tracing::info!(rules = count, "rules reloaded");
+        let Some(routing) = routing else { return Ok(()) };
         let handle = self.handle.clone();
         let settings = settings(&self.config, &self.external_url, routing.templates);
         self.runtime.spawn(async move {
@@ -139,14 +157,32 @@ pub struct Alerts {
     slos: Task<()>,
     slos_stop: CancellationToken,
     watcher: Task<()>,
+    health: Health,
+}
+
+/// How rules and SLOs are. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Health {
+    groups: GroupBoard,
+    board: Board,
+}
+
+impl Health {
+    /// What somebody should look at, a sentence each.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let now = Clock::System.now();
+        let groups = self.groups.groups();
+        groups.iter().flat_map(|group| group.problems(now)).chain(self.board.rounds().problems(now)).collect()
+    }
 }
 
 /// Everything that is opened before anything runs.
 struct Opened {
     alerting: Alerting,
     handle: AlertingHandle,
-    rules: Option<slo::rules::group::Service>,
-    slos: Option<(slo::engine::Service, Feed, Board)>,
+    rules: slo::rules::group::Service,
+    slos: (slo::engine::Service, Feed, Board),
     reader: Archive,
 }
 
@@ -183,14 +219,22 @@ impl Alerts {
         let opened = tokio::task::spawn_blocking(opening).await;
         let opened = opened.map_err(|error| AlertsError::Opening(error.to_string()))??;
 
-        let Opened { alerting, handle, rules, slos, reader } = opened;
-        let rerouter = Rerouter { handle: handle.clone(), config: config.alerting.clone(), external_url, runtime };
-        let (feed, board) = slos.as_ref().map(|(_, feed, board)| (feed.clone(), board.clone())).unzip();
-        if let Some(feed) = &feed {
-            store.observe(Arc::new(telemetry::Published(feed.clone())));
-        }
+        let Opened { alerting, handle, rules, slos: (slos, feed, board), reader } = opened;
+        let (reload_rules, rules_reloads) = mpsc::channel(RELOADS_MAX);
+        let counted = Arc::new(Mutex::new(counted));
+        let rerouter = Rerouter {
+            handle: handle.clone(),
+            config: config.alerting.clone(),
+            external_url,
+            runtime,
+            rules: reload_rules,
+            slos: slos.reloader(),
+            counted: Arc::clone(&counted),
+        };
+        store.observe(Arc::new(telemetry::Published(feed.clone())));
         let reader = Arc::new(Mutex::new(reader));
-        let (board, tenant) = (board.unwrap_or_default(), config.alerting.tenant.clone());
+        let tenant = config.alerting.tenant.clone();
+        let health = Health { groups: rules.board(), board: board.clone() };
         watched.runs(tables::Parts {
             handle: handle.clone(),
             board: board.clone(),
@@ -202,19 +246,14 @@ impl Alerts {
         let slos = {
             let stop = slos_stop.clone();
             tokio::spawn(async move {
-                let Some((service, ..)) = slos else { return };
-                if let Err(error) = service.run(stop).await {
+                if let Err(error) = slos.run(stop).await {
                     tracing::error!(%error, "the counts of SLOs were not written at the end: they are recounted");
                 }
             })
         };
         let rules = {
             let stop = rules_stop.clone();
-            tokio::spawn(async move {
-                if let Some(service) = rules {
-                    service.run(stop).await;
-                }
-            })
+            tokio::spawn(rules.run(stop, rules_reloads))
         };
         Ok(Self {
             routes,
@@ -226,13 +265,20 @@ impl Alerts {
             rules_stop,
             slos,
             slos_stop,
-            watcher: tokio::spawn(metrics.watch(handle, notices, feed)),
+            watcher: tokio::spawn(metrics.watch(handle, notices, feed, health.clone())),
+            health,
         })
     }
 
     /// What is answered below `/alertmanager` and `/api/v1`.
     pub fn routes(&self) -> axum::Router {
         self.routes.clone()
+    }
+
+    /// How rules and SLOs are.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.health.clone()
     }
 
     /// For a reload.
@@ -286,24 +332,17 @@ fn open(
     let (alerting, handle) = Alerting::build(routing, &settings, dependencies)?;
 
     let path = config.data_dir.join(SLO_FILE);
-    let rules = if groups.is_empty() {
-        None
-    } else {
-        let tools = Tools {
-            ask: Arc::new(asker),
-            record: Arc::new(record::Recorder(pipeline)),
-            expand: Arc::new(Expander { external_url: external_url.to_owned() }),
-        };
-        let (archive, sink) = (Archive::open(&path)?, Box::new(notices.clone()));
-        Some(slo::rules::group::Service::build(groups, tenant, archive, tools, sink, clock.clone())?)
+    // Both run without anything to do, too: a reload may bring it.
+    let tools = Tools {
+        ask: Arc::new(asker),
+        record: Arc::new(record::Recorder(pipeline)),
+        expand: Arc::new(Expander { external_url: external_url.to_owned() }),
     };
-    let slos = if slos.is_empty() {
-        None
-    } else {
-        let archive = Archive::open(&path)?;
-        let engine = Engine::build(slo::engine::Config::default(), tenant.clone(), slos, archive, clock.now())?;
-        Some(slo::engine::Service::build(engine, Arc::new(stored), Box::new(notices), clock))
-    };
+    let (archive, sink) = (Archive::open(&path)?, Box::new(notices.clone()));
+    let rules = slo::rules::group::Service::build(groups, tenant, archive, tools, sink, clock.clone())?;
+    let archive = Archive::open(&path)?;
+    let engine = Engine::build(slo::engine::Config::default(), tenant.clone(), slos, archive, clock.now())?;
+    let slos = slo::engine::Service::build(engine, Arc::new(stored), Box::new(notices), clock);
     Ok(Opened { alerting, handle, rules, slos, reader: Archive::open(&path)? })
 }
 
@@ -332,11 +371,13 @@ struct Metrics {
     silences: Gauge,
     queues: Family<Labelled, Gauge>,
     notifications: Family<Labelled, Counter>,
+    evaluation: evaluation::Metrics,
 }
 
 impl Metrics {
     fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
+        metrics.evaluation.register(registry);
         let registry = registry.sub_registry_with_prefix("godseye_alerting");
         registry.register("alerts", "Alerts that fire, by state", metrics.alerts.clone());
         registry.register("silences", "Silences that hold", metrics.silences.clone());
@@ -346,7 +387,7 @@ impl Metrics {
     }
 
     /// Looks at the numbers from time to time, for as long as alerting runs.
-    async fn watch(self, handle: AlertingHandle, notices: Notices, feed: Option<Feed>) {
+    async fn watch(mut self, handle: AlertingHandle, notices: Notices, feed: Feed, health: Health) {
         let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         // The outbox forgets old messages, so its counts go down, too; a counter adds what they went up by.
         let mut before = alerting::repository::OutboxCounts::default();
@@ -361,7 +402,8 @@ impl Metrics {
             let queue = |name, depth| self.queues.get_or_create(&[("queue", name)]).set(gauge(depth));
             queue("calls", handle.waiting());
             queue("notices", notices.waiting());
-            queue("slo_batches", feed.as_ref().map_or(0, Feed::waiting));
+            queue("slo_batches", feed.waiting());
+            self.evaluation.show(&health.groups.groups(), &health.board.rounds());
             queue("outbox", usize::try_from(counts.outbox.waiting).unwrap_or(usize::MAX));
             let ended = |outcome, now: u64, then: u64| {
                 self.notifications.get_or_create(&[("outcome", outcome)]).inc_by(now.saturating_sub(then));

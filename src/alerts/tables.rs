@@ -50,11 +50,13 @@ pub(super) struct Parts {
     pub handle: AlertingHandle,
     pub board: Board,
     pub archive: Arc<Mutex<Archive>>,
-    pub counted: Vec<Counted>,
+    /// Another one after a reload.
+    pub counted: Arc<Mutex<Vec<Counted>>>,
     pub tenant: TenantId,
 }
 
 /// An objective whose events are counted.
+#[derive(Debug)]
 pub(super) struct Counted {
     slo: String,
     objective: String,
@@ -363,7 +365,7 @@ fn count_rows(watched: &Watched, tenant: &TenantId, rows_max: usize) -> Result<V
     let mut rows = Vec::new();
     let Some(parts) = watched.0.get() else { return Ok(rows) };
     // Two objectives of the same events share a series; each is a row of its own all the same.
-    for of in &parts.counted {
+    for of in lock(&parts.counted).iter() {
         let left = rows_max.saturating_add(1).saturating_sub(rows.len());
         if left == 0 {
             break;

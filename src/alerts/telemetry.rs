@@ -9,7 +9,6 @@ use model::signal::Table;
 use model::tenant::TenantId;
 use model::time::Timestamp;
 use slo::engine::{Feed, Telemetry};
-use store::gather::as_table;
 use store::{Observer, Segment, SegmentFile, Store};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -43,14 +42,19 @@ pub(super) struct Stored {
 const STOPPING: &str = "the server is stopping";
 
 impl Stored {
-    fn segment(&self, table: Table, segment: &Segment, each: &mut dyn FnMut(&RecordBatch)) -> Result<(), String> {
+    fn segment(
+        &self,
+        table: Table,
+        segment: &Segment,
+        columns: &[&str],
+        each: &mut dyn FnMut(&RecordBatch),
+    ) -> Result<(), String> {
         let file = SegmentFile::open(segment.path(), table).map_err(|error| error.to_string())?;
-        for batch in file.rows(BATCH_ROWS).map_err(|error| error.to_string())? {
+        for batch in file.columns(BATCH_ROWS, columns).map_err(|error| error.to_string())? {
             if self.stop.is_cancelled() {
                 return Err(STOPPING.to_owned());
             }
-            let batch = batch.map_err(|error| error.to_string())?;
-            each(&as_table(file.layout(), &batch).map_err(|error| error.to_string())?);
+            each(&batch.map_err(|error| error.to_string())?);
         }
         Ok(())
     }
@@ -61,6 +65,7 @@ impl Telemetry for Stored {
         &self,
         tenant: &TenantId,
         table: Table,
+        columns: &[&str],
         from: Timestamp,
         to: Timestamp,
         each: &mut dyn FnMut(&RecordBatch),
@@ -72,7 +77,7 @@ impl Telemetry for Stored {
             if meta.max_time < from || meta.min_time >= to {
                 continue;
             }
-            let Err(reason) = self.segment(table, segment, each) else { continue };
+            let Err(reason) = self.segment(table, segment, columns, each) else { continue };
             if self.stop.is_cancelled() {
                 return Err(reason);
             }

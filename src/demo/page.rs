@@ -109,7 +109,7 @@ impl OnCall {
 }
 
 /// The text of a message's blocks, in their order.
-fn slack_text(message: &Received) -> String {
+pub(crate) fn slack_text(message: &Received) -> String {
     let mut lines = Vec::new();
     texts(message.json.as_ref().map_or(&Value::Null, |json| &json["attachments"][0]["blocks"]), &mut lines);
     lines.join("\n").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
@@ -127,7 +127,7 @@ fn texts(value: &Value, found: &mut Vec<String>) {
 }
 
 /// The headers that a mail program shows, and the part that is plain text.
-fn email_text(email: &Email) -> String {
+pub(crate) fn email_text(email: &Email) -> String {
     let (head, body) = email.message.split_once("\r\n\r\n").unwrap_or((&email.message, ""));
     let shown = head.lines().filter(|line| ["From:", "To:", "Subject:"].iter().any(|name| line.starts_with(name)));
     let mut lines: Vec<&str> = shown.collect();

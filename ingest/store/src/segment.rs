@@ -15,13 +15,14 @@ use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::{max, min};
 use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema, TimestampNanosecondType};
 use model::attributes::Kind;
+use model::schema::schema;
 use model::signal::Table;
 use model::tenant::TenantId;
 use model::time::Timestamp;
-use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
+use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::{ColumnChunkMetaData, KeyValue, ParquetMetaDataReader, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
@@ -33,7 +34,8 @@ use crate::error::{StoreError, is_damage};
 use crate::filter::{BLOCK_ROWS, FilterBuilder, METADATA_FILTERS};
 #[cfg(test)]
 use crate::gather::as_table;
-use crate::layout::{Layout, Promoted};
+use crate::gather::assemble_attributes;
+use crate::layout::{ATTRIBUTES, Layout, Promoted, filler_of};
 
 /// The version of a segment's layout. Version 1 is the table's schema as it is; since version 2
 /// columns are promoted and left out ([`crate::layout`]); since version 3 segments have
@@ -548,6 +550,54 @@ impl SegmentFile {
         self.reader(batch_rows)?.build().map_err(StoreError::parquet("read", &self.path))
     }
 
+    /// Some of the table's columns from front to back, in batches of so many rows, as the table has them. The others
+    /// are not read from the disk; names that the table does not have are passed over.
+    ///
+    /// # Errors
+    /// When it cannot be read; of a later batch, as an item.
+    pub fn columns(
+        &self,
+        batch_rows: usize,
+        names: &[&str],
+    ) -> Result<impl Iterator<Item = Result<RecordBatch, StoreError>> + '_, StoreError> {
+        let columns = schema(self.layout.table());
+        let fields: Vec<(usize, Arc<Field>)> = columns
+            .fields()
+            .iter()
+            .cloned()
+            .enumerate()
+            .filter(|(_, field)| names.contains(&field.name().as_str()))
+            .collect();
+        let promoted = || (0..self.layout.promoted().len()).map(|index| self.layout.promoted_column(index));
+        let mut roots: Vec<usize> = fields.iter().filter_map(|(at, _)| self.layout.base_column(*at)).collect();
+        if fields.iter().any(|(_, field)| field.name() == ATTRIBUTES) {
+            roots.extend(promoted());
+        }
+        let reader = self.reader(batch_rows)?;
+        let mask = ProjectionMask::roots(reader.parquet_schema(), roots);
+        let reader = reader.with_projection(mask).build().map_err(StoreError::parquet("read", &self.path))?;
+        let projected = Arc::new(Schema::new(fields.iter().map(|(_, field)| Arc::clone(field)).collect::<Vec<_>>()));
+        let mismatch = || StoreError::SchemaMismatch { table: self.layout.table().name() };
+        let column = move |batch: &RecordBatch, at: usize, field: &Field| {
+            let of_file = |index: usize| batch.column_by_name(self.layout.schema().field(index).name()).cloned();
+            match self.layout.base_column(at) {
+                Some(index) if field.name() == ATTRIBUTES => {
+                    let of_file = std::iter::once(index).chain(promoted()).map(of_file).collect::<Option<Vec<_>>>();
+                    assemble_attributes(&self.layout, &of_file.ok_or_else(mismatch)?)
+                }
+                Some(index) => of_file(index).ok_or_else(mismatch),
+                None => filler_of(self.layout.table(), field)
+                    .map(|filler| filler.array(field, batch.num_rows()))
+                    .ok_or_else(mismatch),
+            }
+        };
+        Ok(reader.map(move |batch| {
+            let batch = batch.map_err(StoreError::arrow("read a segment"))?;
+            let columns = fields.iter().map(|(at, field)| column(&batch, *at, field)).collect::<Result<Vec<_>, _>>()?;
+            RecordBatch::try_new(Arc::clone(&projected), columns).map_err(StoreError::arrow("read a segment"))
+        }))
+    }
+
     /// A reader that is still to be told which rows and columns.
     pub(crate) fn reader(&self, batch_rows: usize) -> Result<ParquetRecordBatchReaderBuilder<File>, StoreError> {
         let file = self.file.try_clone().map_err(StoreError::io("open", &self.path))?;
@@ -630,7 +680,6 @@ mod tests {
     use crate::sort::sorted_batch;
     use crate::testing::{kinds_of, laid_out, random_batch, row_multiset, same_rows_in_order};
     use arrow::compute::concat_batches;
-    use model::schema::schema;
 
     #[test]
     fn segments_of_every_table_round_trip() {
@@ -657,6 +706,26 @@ mod tests {
                 let read: Vec<RecordBatch> = reader.map(|batch| batch.unwrap()).collect();
                 for batch in &read {
                     assert_eq!(batch.schema().fields(), schema(table).fields(), "{table}");
+                }
+                // Any columns alone are those of the whole.
+                let file = SegmentFile::open(&path, table).unwrap();
+                let columns = schema(table);
+                let names: Vec<&str> = columns.fields().iter().map(|field| field.name().as_str()).collect();
+                let every_other: Vec<&str> = names.iter().step_by(2).copied().collect();
+                for names in [vec![ATTRIBUTES, table.time_column()], every_other, names.clone()] {
+                    let some: Vec<RecordBatch> = file
+                        .columns(512, &[&names[..], &["no such column"]].concat())
+                        .unwrap()
+                        .map(|batch| batch.unwrap())
+                        .collect();
+                    assert_eq!(some.len(), read.len());
+                    for (some, whole) in some.iter().zip(&read) {
+                        for field in some.schema().fields() {
+                            let found = some.column_by_name(field.name()).unwrap();
+                            assert_eq!(found, whole.column_by_name(field.name()).unwrap(), "{table} {}", field.name());
+                        }
+                        assert_eq!(some.num_columns(), names.len(), "{table}");
+                    }
                 }
                 let all = concat_batches(&schema(table), &read).unwrap();
                 assert!(same_rows_in_order(&all, &sorted), "{table}");

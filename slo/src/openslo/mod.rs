@@ -172,6 +172,8 @@ pub struct Service {
     pub description: String,
     /// Labels.
     pub labels: Vec<(String, String)>,
+    /// Annotations.
+    pub annotations: Vec<(String, String)>,
 }
 
 /// Everything that was read.

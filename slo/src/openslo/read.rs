@@ -97,6 +97,30 @@ impl Metadata {
     }
 }
 
+/// What people have to know about an SLO's alerts and its service says: who owns it, and where to read on. The label
+/// `owner` is the SLO's own, or else its annotation, or the service's label or annotation, or the same of `team`.
+fn inherit(slo: &mut Slo, service: Option<&Service>) {
+    let named = |pairs: &[(String, String)], wanted: &str| {
+        // Annotations may have a prefix, such as example.com/owner.
+        let found = pairs.iter().find(|(name, _)| name.rsplit('/').next() == Some(wanted));
+        found.map(|(_, value)| value.clone()).filter(|value| !value.is_empty())
+    };
+    let nothing: &[(String, String)] = &[];
+    let (labels, annotations) =
+        service.map_or((nothing, nothing), |service| (&service.labels[..], &service.annotations[..]));
+    if named(&slo.labels, "owner").is_none() {
+        let owner = ["owner", "team"].into_iter().find_map(|wanted| {
+            [&slo.labels[..], &slo.annotations, labels, annotations].iter().find_map(|pairs| named(pairs, wanted))
+        });
+        slo.labels.extend(owner.map(|owner| ("owner".to_owned(), owner)));
+    }
+    for wanted in ["runbook_url", "dashboard_url"] {
+        if named(&slo.annotations, wanted).is_none() {
+            slo.annotations.extend(named(annotations, wanted).map(|url| (wanted.to_owned(), url)));
+        }
+    }
+}
+
 #[derive(Default)]
 struct Set<'a> {
     by_kind: BTreeMap<&'static str, BTreeMap<String, Head<'a>>>,
@@ -170,6 +194,7 @@ impl<'a> Set<'a> {
                 title: title.clone(),
                 description,
                 labels: labels.clone(),
+                annotations: head.metadata.plain_annotations(),
             });
         }
         for head in self.of("DataSource") {
@@ -197,7 +222,11 @@ impl<'a> Set<'a> {
         }
         for head in self.of("SLO") {
             let at = format!("{}:{}", files.get(head.at.file).copied().unwrap_or_default(), head.at.line);
-            documents.slos.extend(self.slo(head, at, findings));
+            if let Some(mut slo) = self.slo(head, at, findings) {
+                let service = documents.services.iter().find(|service| service.name == slo.service);
+                inherit(&mut slo, service);
+                documents.slos.push(slo);
+            }
         }
         documents
     }

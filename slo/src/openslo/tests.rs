@@ -16,6 +16,46 @@ fn rows(term: &Term) -> (Table, String, Measure) {
 }
 
 #[test]
+fn a_service_says_who_owns_its_slos() {
+    let slo = |metadata: &str| {
+        format!(
+            "apiVersion: openslo/v1\nkind: SLO\nmetadata: {{name: a{metadata}}}\nspec: {{service: s, indicator: {{metadata: \
+             {{name: i}}, spec: {{ratioMetric: {{bad: {{metricSource: {{type: godseye, spec: {{table: logs, where: \
+             body = 'x'}}}}}}, total: {{metricSource: {{type: godseye, spec: {{table: logs}}}}}}}}}}}}, timeWindow: \
+             [{{duration: 1d, isRolling: true}}], budgetingMethod: Occurrences, objectives: [{{target: 0.9}}]}}\n"
+        )
+    };
+    let service = |metadata: &str| {
+        format!("---\napiVersion: openslo/v1\nkind: Service\nmetadata: {{name: s{metadata}}}\nspec: {{}}\n")
+    };
+    let url = ", annotations: {example.org/runbook_url: 'https://a', owner: ann}";
+    for (own, of_service, owner, runbook) in [
+        ("", service(""), None, None),
+        ("", String::new(), None, None),
+        (", labels: {owner: me}", service(", labels: {owner: you}"), Some("me"), None),
+        ("", service(", labels: {owner: you}"), Some("you"), None),
+        ("", service(url), Some("ann"), Some("https://a")),
+        (", labels: {team: t}", service(url), Some("ann"), Some("https://a")),
+        (", labels: {team: t}", service(""), Some("t"), None),
+        (", annotations: {runbook_url: 'https://b'}", service(url), Some("ann"), Some("https://b")),
+    ] {
+        let documents = read(&[("f", &(slo(own) + &of_service))]).unwrap();
+        let found = &documents.slos[0];
+        let of = |pairs: &[(String, String)], wanted: &str| {
+            let values = pairs.iter().filter(|(name, _)| name == wanted).map(|(_, value)| value.clone());
+            values.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            of(&found.labels, "owner"),
+            owner.map(str::to_owned).into_iter().collect::<Vec<_>>(),
+            "{own} {of_service}"
+        );
+        let urls = of(&found.annotations, "runbook_url");
+        assert_eq!(urls, runbook.map(str::to_owned).into_iter().collect::<Vec<_>>(), "{own} {of_service}");
+    }
+}
+
+#[test]
 fn the_examples_say_what_they_mean() {
     let documents =
         read(&[("checkout.yaml", CHECKOUT), ("references.yaml", REFERENCES), ("sources.yaml", SOURCES)]).unwrap();

@@ -5,13 +5,14 @@
 //! recording rules are made up and pending alerts restored ([`super::state`]). A rule whose query fails
 //! leaves its alerts as they are (I10). Not here: SQL, templates and series, which are traits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use model::tenant::TenantId;
 use model::time::{Clock, Timestamp};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -24,6 +25,12 @@ use crate::window::NANOS_PER_MS;
 
 /// Missed slots that are made up, the newest ones. More would hold up the present.
 pub const MAKE_UP_MAX: i64 = 120;
+
+/// A group whose last evaluation is so many intervals ago is late.
+const LATE_INTERVALS: i64 = 3;
+
+/// What names of rules begin with in the database.
+const RULE_PREFIX: &str = "rules/";
 
 /// A row of an answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,6 +131,62 @@ pub struct RuleHealth {
     pub error: Option<String>,
 }
 
+/// How a group is, in the numbers that Prometheus has of its own.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GroupHealth {
+    /// Its file and its name, as `FILE;NAME`.
+    pub group: String,
+    /// How often it is to be evaluated, milliseconds.
+    pub interval_ms: i64,
+    /// Its rules.
+    pub rules: usize,
+    /// Rounds: looks at the clock that found a slot due, what was made up counted as one.
+    pub iterations: u64,
+    /// Slots that were not evaluated in their time: made up later, or passed over.
+    pub missed: u64,
+    /// Evaluations of rules, and those that failed.
+    pub evaluations: u64,
+    /// See `evaluations`.
+    pub failures: u64,
+    /// The slot that was evaluated last; `None` before the first.
+    pub evaluated_at: Option<Timestamp>,
+    /// How long the last round took, nanoseconds.
+    pub duration_ns: i64,
+    /// What went wrong at the last evaluation of each rule, as `RULE: why`.
+    pub errors: Vec<String>,
+}
+
+impl GroupHealth {
+    /// What somebody should look at, a sentence each.
+    #[must_use]
+    pub fn problems(&self, now: Timestamp) -> Vec<String> {
+        let group = &self.group;
+        let mut found: Vec<String> = self.errors.iter().map(|error| format!("rule group {group}: {error}")).collect();
+        let late_ms = self.evaluated_at.map_or(0, |at| (now.0 - at.0) / NANOS_PER_MS);
+        if late_ms > LATE_INTERVALS * self.interval_ms {
+            let late = late_ms / 1_000;
+            found.push(format!("rule group {group} was not evaluated for {late} s: its queries take too long"));
+        }
+        found
+    }
+}
+
+/// How every group is, for whoever asks. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct GroupBoard(Arc<Mutex<BTreeMap<String, GroupHealth>>>);
+
+impl GroupBoard {
+    /// Every group, by file and name.
+    #[must_use]
+    pub fn groups(&self) -> Vec<GroupHealth> {
+        self.lock().values().cloned().collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, GroupHealth>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A group that runs.
 #[derive(Debug)]
 pub struct Running {
@@ -136,6 +199,7 @@ pub struct Running {
     stored: Option<Vec<BTreeMap<Labels, Stored>>>,
     evaluations: u32,
     last: Option<Timestamp>,
+    counted: GroupHealth,
 }
 
 /// What evaluations need.
@@ -174,11 +238,54 @@ impl Running {
             stored: None,
             evaluations: 0,
             last,
+            counted: GroupHealth {
+                group: group_name(&group),
+                interval_ms: group.interval_ms,
+                rules,
+                ..GroupHealth::default()
+            },
             group,
         };
         let stored: Vec<_> = (0..rules).map(|at| stored.remove(&running.rule_name(at)).unwrap_or_default()).collect();
-        running.stored = Some(stored);
+        // Without anything of before there is no restart to be bridged.
+        running.stored = stored.iter().any(|of_rule| !of_rule.is_empty()).then_some(stored);
         running
+    }
+
+    /// A group that takes another one's place: rules of the same name and labels keep their alerts, as in Prometheus.
+    #[must_use]
+    pub fn instead_of(group: Group, mut before: Self) -> Self {
+        if group == before.group {
+            return before;
+        }
+        let mut running = Self::new(group, before.tenant.clone(), BTreeMap::new(), before.last);
+        running.evaluations = before.evaluations;
+        running.counted.iterations = before.counted.iterations;
+        running.counted.missed = before.counted.missed;
+        running.counted.evaluations = before.counted.evaluations;
+        running.counted.failures = before.counted.failures;
+        let names: Vec<String> = (0..before.group.rules.len()).map(|at| before.rule_name(at)).collect();
+        let mut stored = before.stored.take();
+        let mut kept = vec![BTreeMap::new(); running.group.rules.len()];
+        for (at, kept) in kept.iter_mut().enumerate() {
+            let name = running.rule_name(at);
+            let Some(from) = names.iter().position(|known| *known == name) else { continue };
+            running.alerts[at] = std::mem::take(&mut before.alerts[from]);
+            running.health[at] = std::mem::take(&mut before.health[from]);
+            if let Some(stored) = &mut stored {
+                *kept = std::mem::take(&mut stored[from]);
+            }
+        }
+        running.stored = stored.map(|_| kept);
+        running
+    }
+
+    /// How it is.
+    #[must_use]
+    pub fn health(&self) -> GroupHealth {
+        let errors = self.group.rules.iter().zip(&self.health);
+        let errors = errors.filter_map(|(rule, health)| Some(format!("{}: {}", rule.name, health.error.as_ref()?)));
+        GroupHealth { evaluated_at: self.last, errors: errors.collect(), ..self.counted.clone() }
     }
 
     /// The group.
@@ -205,7 +312,7 @@ impl Running {
         // Rules of one name are told apart by their labels, and by their order when these are equal, too.
         let before = rules[..at].iter().filter(|other| other.name == rule.name && other.labels == rule.labels).count();
         let labels: Vec<String> = rule.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        format!("rules/{file};{name};{};{};{before}", rule.name, labels.join(","))
+        format!("{RULE_PREFIX}{file};{name};{};{};{before}", rule.name, labels.join(","))
     }
 
     /// Evaluates the slots that are due. After a restart that is the recording rules' missed ones, and the
@@ -217,6 +324,12 @@ impl Running {
         };
         let Some((newest, missed)) = due.split_last() else { return Vec::new() };
         let restarted = self.evaluations == 0;
+        self.counted.iterations += 1;
+        if let (Some(last), false) = (self.last, restarted) {
+            // All slots since, also those that were too many to be made up.
+            let slots = (newest.0 - last.0) / (self.group.interval_ms.max(1) * NANOS_PER_MS);
+            self.counted.missed += u64::try_from(slots - 1).unwrap_or(0);
+        }
         for slot in missed {
             self.evaluate(*slot, tools, restarted).await;
         }
@@ -234,6 +347,12 @@ impl Running {
         }
         let interval_ms = self.group.interval_ms;
         self.alerts.iter_mut().flat_map(|alerts| alerts.notices(*newest, RESEND_DELAY_MS, interval_ms)).collect()
+    }
+
+    /// Evaluates every rule at a time, whatever the group's slots are: for tests of rules, as promtool has it.
+    pub async fn evaluate_at(&mut self, at: Timestamp, tools: &Tools) {
+        self.evaluate(at, tools, false).await;
+        self.last = Some(at);
     }
 
     /// Evaluates every rule at one slot.
@@ -259,6 +378,8 @@ impl Running {
             if let Err(reason) = &result {
                 tracing::warn!(rule = rule.name, defined_at = rule.defined_at, reason, "a rule was not evaluated");
             }
+            self.counted.evaluations += 1;
+            self.counted.failures += u64::from(result.is_err());
             self.health[index] = RuleHealth { evaluated_at: Some(slot), error: result.err() };
         }
     }
@@ -305,7 +426,7 @@ async fn record(
     if limit > 0 && rows.len() > limit {
         return Err(format!("{} series are more than the group's limit of {limit}", rows.len()));
     }
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     let mut samples = Vec::with_capacity(rows.len());
     for Row { mut labels, value } in rows {
         labels.extend(rule.labels.iter().cloned());
@@ -325,6 +446,8 @@ pub struct Service {
     archive: Arc<Mutex<Archive>>,
     sink: Arc<Mutex<Box<dyn Sink>>>,
     clock: Clock,
+    tenant: TenantId,
+    board: GroupBoard,
 }
 
 impl std::fmt::Debug for Service {
@@ -341,12 +464,13 @@ impl Service {
     pub fn build(
         groups: Vec<Group>,
         tenant: &TenantId,
-        archive: Archive,
+        mut archive: Archive,
         tools: Tools,
         sink: Box<dyn Sink>,
         clock: Clock,
     ) -> Result<Self, SloError> {
         let mut stored: BTreeMap<String, BTreeMap<Labels, Stored>> = BTreeMap::new();
+        forget_others(&mut archive, tenant, &groups, clock.now())?;
         for found in archive.load_alerts(tenant)? {
             let seen_at = (found.alert.state != State::Inactive).then_some(found.seen_at);
             let of = Stored { active_at: found.alert.active_at, seen_at };
@@ -358,55 +482,135 @@ impl Service {
             running.push(Running::new(group, tenant.clone(), stored.clone(), last));
         }
         let (archive, sink) = (Arc::new(Mutex::new(archive)), Arc::new(Mutex::new(sink)));
-        Ok(Self { groups: running, tools, archive, sink, clock })
+        let (tenant, board) = (tenant.clone(), GroupBoard::default());
+        Ok(Self { groups: running, tools, archive, sink, clock, tenant, board })
     }
 
-    /// Runs until it is told to stop.
-    pub async fn run(self, stop: CancellationToken) {
-        let mut tasks = tokio::task::JoinSet::new();
-        for group in self.groups {
-            let (tools, archive, sink) = (self.tools.clone(), Arc::clone(&self.archive), Arc::clone(&self.sink));
-            let (clock, stop) = (self.clock.clone(), stop.clone());
-            tasks.spawn(async move {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = run_group(group, tools, archive, sink, clock) => {}
-                }
+    /// How its groups are, while it runs.
+    #[must_use]
+    pub fn board(&self) -> GroupBoard {
+        self.board.clone()
+    }
+
+    /// Runs until it is told to stop. Groups that come through `reloads` take the place of those that run, once these
+    /// have ended the evaluation that they are at.
+    pub async fn run(mut self, stop: CancellationToken, mut reloads: mpsc::Receiver<Vec<Group>>) {
+        loop {
+            let enough = CancellationToken::new();
+            let mut tasks = tokio::task::JoinSet::new();
+            for group in std::mem::take(&mut self.groups) {
+                let tools = Around {
+                    tools: self.tools.clone(),
+                    archive: Arc::clone(&self.archive),
+                    sink: Arc::clone(&self.sink),
+                    clock: self.clock.clone(),
+                    board: self.board.clone(),
+                };
+                tasks.spawn(stop.clone().run_until_cancelled_owned(run_group(group, tools, enough.clone())));
+            }
+            let fresh = tokio::select! {
+                () = stop.cancelled() => None,
+                fresh = reloads.recv() => fresh,
+            };
+            let Some(fresh) = fresh else {
+                // Nobody reloads any more: what runs runs on.
+                while tasks.join_next().await.is_some() {}
+                stop.cancelled().await;
+                return;
+            };
+            enough.cancel();
+            let mut before = Vec::new();
+            while let Some(ended) = tasks.join_next().await {
+                before.extend(ended.ok().flatten());
+            }
+            if stop.is_cancelled() {
+                return;
+            }
+            self.replace(fresh, before).await;
+        }
+    }
+
+    /// Puts groups in the place of others.
+    async fn replace(&mut self, fresh: Vec<Group>, mut before: Vec<Running>) {
+        let (archive, tenant, now) = (Arc::clone(&self.archive), self.tenant.clone(), self.clock.now());
+        let groups = fresh.clone();
+        let forgetting = tokio::task::spawn_blocking(move || {
+            forget_others(&mut archive.lock().unwrap_or_else(PoisonError::into_inner), &tenant, &groups, now)
+        });
+        match forgetting.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "alerts of rules that are gone are still on disk"),
+            Err(error) => tracing::error!(%error, "alerts of rules that are gone are still on disk"),
+        }
+        self.board.lock().clear();
+        for group in fresh {
+            let name = group_name(&group);
+            let known = before.iter().position(|running| group_name(&running.group) == name);
+            self.groups.push(match known {
+                Some(at) => Running::instead_of(group, before.swap_remove(at)),
+                None => Running::new(group, self.tenant.clone(), BTreeMap::new(), None),
             });
         }
-        while tasks.join_next().await.is_some() {}
     }
 }
 
-async fn run_group(
-    mut group: Running,
+/// A group's name among all files, also in the database.
+fn group_name(group: &Group) -> String {
+    format!("{};{}", group.file, group.name)
+}
+
+/// Forgets the alerts of rules that are in no file any more: nobody would ever end them.
+fn forget_others(archive: &mut Archive, tenant: &TenantId, groups: &[Group], now: Timestamp) -> Result<(), SloError> {
+    let running = groups.iter().map(|group| Running::new(group.clone(), tenant.clone(), BTreeMap::new(), None));
+    let known: BTreeSet<String> = running
+        .flat_map(|group| (0..group.group.rules.len()).map(|at| group.rule_name(at)).collect::<Vec<_>>())
+        .collect();
+    let stored: BTreeSet<String> = archive.load_alerts(tenant)?.into_iter().map(|stored| stored.rule).collect();
+    let gone = stored.into_iter().filter(|rule| rule.starts_with(RULE_PREFIX) && !known.contains(rule));
+    let alerts: Vec<_> = gone.map(|rule| (rule, Vec::new())).collect();
+    if alerts.is_empty() { Ok(()) } else { archive.write(tenant, now, &Write { alerts, ..Write::default() }) }
+}
+
+/// What a running group has around it.
+struct Around {
     tools: Tools,
     archive: Arc<Mutex<Archive>>,
     sink: Arc<Mutex<Box<dyn Sink>>>,
     clock: Clock,
-) {
+    board: GroupBoard,
+}
+
+/// Runs a group until it is enough, and gives it back as it is then.
+async fn run_group(mut group: Running, around: Around, enough: CancellationToken) -> Running {
+    let Around { tools, archive, sink, clock, board } = around;
     loop {
         let now = clock.now();
         let notices = group.catch_up(now, &tools).await;
+        group.counted.duration_ns = clock.now().0.saturating_sub(now.0).max(0);
+        board.lock().insert(group.counted.group.clone(), group.health());
+        // First on disk: whoever sees the alert can see what made it.
+        if let Some(slot) = group.last {
+            store(&group, slot, Arc::clone(&archive)).await;
+        }
         if !notices.is_empty() {
             let taken = sink.lock().unwrap_or_else(PoisonError::into_inner).take(notices, now);
             if let Err(reason) = taken {
                 tracing::warn!(reason, "alerts of rules were not taken; they are told again");
             }
         }
-        if let Some(slot) = group.last {
-            store(&group, slot, Arc::clone(&archive)).await;
-        }
         let next = group.slots.next(clock.now());
         let wait = u64::try_from(next.0 - clock.now().0).unwrap_or(0);
-        tokio::time::sleep(Duration::from_nanos(wait.max(1_000_000))).await;
+        let wait = tokio::time::sleep(Duration::from_nanos(wait.max(1_000_000)));
+        if enough.run_until_cancelled(wait).await.is_none() {
+            return group;
+        }
     }
 }
 
 /// Stores a group's alerts and its slot, off the threads that must not wait for a disk.
 async fn store(group: &Running, slot: Timestamp, archive: Arc<Mutex<Archive>>) {
     let (alerts, tenant) = (group.to_store(), group.tenant.clone());
-    let name = format!("group/{};{}", group.group.file, group.group.name);
+    let name = format!("group/{}", group_name(&group.group));
     let written = tokio::task::spawn_blocking(move || {
         let borrowed = alerts
             .iter()
@@ -551,6 +755,52 @@ groups:
         answer(&script, "r", Ok(vec![row("x"), row("x")]));
         running.catch_up(start.plus_nanos(22 * MINUTE), &tools(&script)).await;
         assert!(running.rules().nth(1).unwrap().2.error.as_ref().unwrap().contains("same labels"));
+    }
+
+    #[tokio::test]
+    async fn a_reload_keeps_the_alerts_of_rules_that_stay() {
+        let script = Arc::new(Script::default());
+        answer(&script, "a", Ok(vec![row("x")]));
+        let start = Slots::of(&group()).last(Timestamp(1_800_000_000_000_000_000));
+        let same = |text: &str, with: &str| read(&[("f", &RULES.replace(text, with))]).unwrap().remove(0);
+        for (what, fresh, keeps) in [
+            ("nothing changed", group(), true),
+            ("another query", same("FROM a", "FROM a  "), true),
+            ("another hold", same("for: 20m", "for: 10m"), true),
+            ("other labels", same("-high", "-low"), false),
+            ("another name", same("alert: A", "alert: B"), false),
+        ] {
+            let mut running = Running::new(group(), TenantId::default_tenant(), BTreeMap::new(), None);
+            for minute in 0..8 {
+                running.catch_up(start.plus_nanos(minute * MINUTE), &tools(&script)).await;
+            }
+            let before = running.health();
+            assert_eq!((before.iterations, before.missed, before.evaluations, before.failures), (8, 0, 16, 0));
+            let running = Running::instead_of(fresh, running);
+            let active: Vec<Timestamp> =
+                running.rules().flat_map(|(_, alerts, _)| alerts.iter().map(|(_, alert)| alert.active_at)).collect();
+            assert_eq!(active, if keeps { vec![start] } else { vec![] }, "{what}");
+            assert_eq!(running.health().iterations, 8, "{what}: it counts on");
+        }
+    }
+
+    #[tokio::test]
+    async fn missed_rounds_and_failures_are_counted_and_told() {
+        let script = Arc::new(Script::default());
+        answer(&script, "a", Err("no disk".into()));
+        let mut running = Running::new(group(), TenantId::default_tenant(), BTreeMap::new(), None);
+        let start = running.slots.last(Timestamp(1_800_000_000_000_000_000));
+        for minute in [0, 1, 5, 1_000] {
+            running.catch_up(start.plus_nanos(minute * MINUTE), &tools(&script)).await;
+        }
+        let health = running.health();
+        // Three missed before minute 5, and 994 before minute 1,000, most of which nobody makes up.
+        assert_eq!((health.iterations, health.missed), (4, 3 + 994));
+        assert_eq!((health.evaluations, health.failures), (2 * (1 + 1 + 4 + 120), 1 + 1 + 4 + 120));
+        let now = start.plus_nanos(1_000 * MINUTE);
+        assert_eq!(health.problems(now), ["rule group f;g: A: no disk"]);
+        let late = &health.problems(now.plus_nanos(4 * MINUTE))[1];
+        assert!(late.contains("not evaluated for 240 s"), "{late}");
     }
 
     #[tokio::test]
