@@ -39,7 +39,8 @@ use crate::alerts::files::Files;
 use crate::alerts::tables::Watched;
 use crate::alerts::{Alerts, Around, Rerouter};
 use crate::cli::ProcessEnv;
-use crate::config::{self, Config, Overrides, Scope};
+use crate::clickhouse::ClickHouse;
+use crate::config::{self, Config, Engine, Overrides, Scope};
 use crate::logging::LevelHandle;
 
 /// How long the drain waits for a merge to end: most take less.
@@ -200,6 +201,7 @@ impl Server {
         let draining = Arc::new(AtomicBool::new(false));
         let progress = Arc::new(ReplayProgress::default());
         let opened_store = Arc::new(OnceLock::new());
+        let opened_clickhouse = Arc::new(OnceLock::new());
         let authenticator = Arc::new(Authenticator::new(tokens(config)));
         reload.apply_to(Arc::clone(&authenticator));
         let doors = dashboards::Doors::new(dashboards::Deps {
@@ -207,6 +209,7 @@ impl Server {
                 progress: Arc::clone(&progress),
                 draining: Arc::clone(&draining),
                 store: Arc::clone(&opened_store),
+                clickhouse: Arc::clone(&opened_clickhouse),
             }),
             authenticator: Arc::clone(&authenticator),
             limits: limits(config),
@@ -221,10 +224,17 @@ impl Server {
         let api = tokio::spawn(dashboards::serve(http, doors.router(), api_stop.clone()));
         let pg = tokio::spawn(dashboards::pg::serve(pg, doors.clone(), api_stop.clone()));
 
+        let clickhouse = ClickHouse::open(config, &mut registry).await?.map(Arc::new);
+        let sink = clickhouse.as_ref().map(|clickhouse| Arc::clone(&clickhouse.sink) as Arc<dyn store::sink::Sink>);
+        if let Some(clickhouse) = &clickhouse {
+            drop(opened_clickhouse.set(Arc::clone(clickhouse)));
+        }
+
         // Opening replays the log: minutes of work at worst, and none of it is async.
         let (store_config, opening) = (store_config(config), Arc::clone(&progress));
         let path = store_config.data_dir.clone();
-        let opened = tokio::task::spawn_blocking(move || Store::open(store_config, &opening, store_metrics)).await;
+        let opened =
+            tokio::task::spawn_blocking(move || Store::open_with(store_config, sink, &opening, store_metrics)).await;
         let store = opened
             .map_err(|error| ServeError::Start { what: "the store", detail: error.to_string() })?
             .map_err(|source| ServeError::Store { path, source })?;
@@ -431,11 +441,15 @@ struct Readiness {
     draining: Arc<AtomicBool>,
     /// Once it is open.
     store: Arc<OnceLock<Arc<Store>>>,
+    /// Once it was looked for, if it keeps telemetry.
+    clickhouse: Arc<OnceLock<Arc<ClickHouse>>>,
 }
 
 impl dashboards::Readiness for Readiness {
     fn degraded(&self) -> Vec<String> {
-        self.store.get().map_or_else(Vec::new, |store| store.problems())
+        let mut problems = self.store.get().map_or_else(Vec::new, |store| store.problems());
+        problems.extend(self.clickhouse.get().and_then(|clickhouse| clickhouse.sink.trouble()));
+        problems
     }
 
     fn state(&self) -> dashboards::ReadyState {
@@ -483,6 +497,11 @@ fn store_config(config: &Config) -> StoreConfig {
     store.compaction.output_bytes_max = storage.compaction.target_bytes.0;
     store.compaction.interval_ms = milliseconds(storage.compaction.interval.get());
     store.derived = storage.derived;
+    if storage.engine == Engine::ClickHouse {
+        // Queries see what was inserted, and ask for what is derived when they need it.
+        store.memtable_flush_interval_ms = milliseconds(storage.clickhouse.insert_interval.get());
+        store.derived = false;
+    }
     for (signal, kept) in [
         (Signal::Traces, &storage.retention.traces),
         (Signal::Metrics, &storage.retention.metrics),

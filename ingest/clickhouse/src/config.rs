@@ -125,6 +125,11 @@ impl ClickHouseConfig {
         (self.retention_ns[signal as usize - 1] / Timestamp::NANOS_PER_SECOND).max(1)
     }
 
+    /// Keeps rows of a signal so long, nanoseconds.
+    pub const fn set_retention(&mut self, signal: Signal, nanoseconds: i64) {
+        self.retention_ns[signal as usize - 1] = nanoseconds;
+    }
+
     /// Whether the settings make sense together.
     ///
     /// # Errors
