@@ -4,11 +4,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use bytes::Bytes;
 use clickhouse_store::config::Password;
+use clickhouse_store::reader::ReadLimits;
 use clickhouse_store::{Ack, ClickHouseConfig, ClickHouseError, ClickHouseReader, ClickHouseSink, Metrics};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use model::signal::Signal;
 use prometheus_client::registry::Registry;
+use query::{ErrorKind, QueryError, Remote, RemoteLimits};
 use tokio::runtime::Handle;
 
 use crate::config::{self, Config, Engine};
@@ -61,6 +67,63 @@ impl ClickHouse {
                 .map_err(|error| ServeError::Start { what: "ClickHouse", detail: error.to_string() })?;
         }
         Ok(Some(Self { sink, reader, config: clickhouse, stop }))
+    }
+
+    /// Where queries go.
+    #[must_use]
+    pub fn remote(&self, config: &Config) -> Arc<dyn Remote> {
+        Arc::new(Asking {
+            reader: Arc::clone(&self.reader),
+            database: self.config.database.clone(),
+            memory_bytes_max: config.storage.clickhouse.query_memory_bytes.0,
+        })
+    }
+}
+
+/// Queries' way to ClickHouse.
+#[derive(Debug)]
+struct Asking {
+    reader: Arc<ClickHouseReader>,
+    database: String,
+    memory_bytes_max: u64,
+}
+
+impl Remote for Asking {
+    fn database(&self) -> &str {
+        &self.database
+    }
+
+    fn ask(&self, sql: String, limits: RemoteLimits) -> BoxStream<'static, Result<Bytes, QueryError>> {
+        let RemoteLimits { timeout, rows_max } = limits;
+        let limits = ReadLimits { timeout, memory_bytes_max: self.memory_bytes_max, rows_max };
+        let mut pieces = self.reader.ask(sql, limits);
+        futures::stream::poll_fn(move |context| pieces.poll_recv(context))
+            .map(move |piece| piece.map_err(|error| told(&error, timeout)))
+            .boxed()
+    }
+}
+
+/// What went wrong, in a query's words.
+fn told(error: &ClickHouseError, timeout: Duration) -> QueryError {
+    /// Numbers from `src/Common/ErrorCodes.cpp`.
+    const TIMEOUT_EXCEEDED: u32 = 159;
+    const TOO_MANY_SIMULTANEOUS_QUERIES: u32 = 202;
+    const MEMORY_LIMIT_EXCEEDED: u32 = 241;
+    match error {
+        ClickHouseError::Server { code: TIMEOUT_EXCEEDED, .. } => QueryError::new(
+            ErrorKind::Timeout,
+            format!("the query took longer than its limit of {} ms", timeout.as_millis()),
+        )
+        .hint("narrow the time range, for example WHERE start_time > now() - INTERVAL '1 hour'"),
+        ClickHouseError::Server { code: MEMORY_LIMIT_EXCEEDED, message, .. } => {
+            QueryError::new(ErrorKind::Memory, format!("ClickHouse needs more memory for it: {message}"))
+                .hint("narrow the time range, group by less, or raise storage.clickhouse.query_memory_bytes")
+        }
+        ClickHouseError::Server { code: TOO_MANY_SIMULTANEOUS_QUERIES, .. } => {
+            QueryError::new(ErrorKind::Busy, error.to_string())
+        }
+        error if error.is_retryable() => QueryError::new(ErrorKind::Unavailable, error.to_string()),
+        error => QueryError::new(ErrorKind::Internal, error.to_string()),
     }
 }
 

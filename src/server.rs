@@ -241,7 +241,19 @@ impl Server {
         drop(opened_store.set(Arc::clone(&store)));
 
         let watched = Watched::default();
-        let source = Arc::new(query::StoreSource::new(Arc::clone(&store)));
+        let source = Arc::new(match &clickhouse {
+            None => query::StoreSource::new(Arc::clone(&store)),
+            Some(clickhouse) => {
+                let segments = store.segments().len();
+                if segments > 0 {
+                    tracing::warn!(
+                        segments,
+                        "the data directory has telemetry from before ClickHouse; queries do not see it"
+                    );
+                }
+                query::StoreSource::remote(Arc::clone(&store), clickhouse.remote(config))
+            }
+        });
         let engine = query::Engine::offering(engine_config(config), source, watched.tables())
             .map_err(|error| ServeError::Start { what: "the query engine", detail: error.to_string() })?;
         engine.register(&mut registry);

@@ -130,6 +130,8 @@ fn settings(limits: ReadLimits) -> Vec<(&'static str, String)> {
         // What a missing row of a join has is NULL, as in SQL.
         ("join_use_nulls", text("1")),
         ("transform_null_in", text("0")),
+        // A constant that is grouped or sorted by is no place in the list.
+        ("enable_positional_arguments", text("0")),
         ("aggregate_functions_null_for_empty", text("0")),
         ("group_by_use_nulls", text("0")),
         ("session_timezone", text("UTC")),

@@ -14,7 +14,7 @@ use crate::config::{Ack, ClickHouseConfig};
 use crate::error::ClickHouseError;
 
 /// Each raises the version by one. Statements end with a line of `;`.
-const MIGRATIONS: [&str; 1] = [include_str!("../migrations/1.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("../migrations/1.sql"), include_str!("../migrations/2.sql")];
 
 /// The table of the ledger.
 pub(crate) const LEDGER: &str = "ingest_ledger";
@@ -72,6 +72,10 @@ fn statements(migration: &str, config: &ClickHouseConfig) -> Vec<String> {
     let mut text = migration
         .replace("{database}", &quoted(&config.database))
         .replace("{on_cluster}", &on_cluster(config))
+        .replace(
+            "{replacing_engine}",
+            if config.cluster.is_some() { "ReplicatedReplacingMergeTree" } else { "ReplacingMergeTree" },
+        )
         .replace("{engine}", if config.cluster.is_some() { "ReplicatedMergeTree" } else { "MergeTree" })
         .replace("{settings}", &settings.join(", "));
     for (name, table) in tables() {
