@@ -154,6 +154,7 @@ fn settings(config: &Config) -> Result<ClickHouseConfig, ServeError> {
     settings.insert_rows = count(keys.insert_rows);
     settings.in_flight = count(keys.inserts_at_once);
     settings.deduplication_window = u32::try_from(keys.deduplication_window).unwrap_or(u32::MAX);
+    settings.otel_tables = keys.otel_tables;
     settings.timeout_ms = milliseconds(keys.timeout);
     settings.connect_timeout_ms = milliseconds(keys.connect_timeout);
     for (signal, kept) in [

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use clap::Args;
 use fixtures::load::{self, LoadConfig, LoadReport, Pace, Source};
+use fixtures::parts::clickhouse::{ClickHouse, ClickHouseConfig, ClickHouseError};
 use fixtures::shop::ShopConfig;
 use model::time::{Clock, Timestamp};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use self::page::OnCall;
 use crate::alerts::files;
 use crate::client::{self, ClientError};
-use crate::config::{Config, Log, LogLevel};
+use crate::config::{Config, Engine, Log, LogLevel};
 use crate::server::{Addresses, Options, Reload, ServeError, Server};
 use crate::{logging, terminal};
 
@@ -45,6 +46,12 @@ pub struct DemoArgs {
     /// The seed of the shop: the same seed plays the same shop
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Keep telemetry in ClickHouse: its engine is started beside the demo, where no URL is given
+    #[arg(long)]
+    clickhouse: bool,
+    /// A ClickHouse that is there already
+    #[arg(long, value_name = "URL", requires = "clickhouse")]
+    clickhouse_url: Option<String>,
 }
 
 /// Why there is no demo.
@@ -65,6 +72,9 @@ pub enum DemoError {
     /// A file of the demo is wrong: a defect.
     #[error("the demo's own files: {0}")]
     Files(String),
+    /// ClickHouse's engine does not start.
+    #[error(transparent)]
+    ClickHouse(#[from] ClickHouseError),
     /// Nobody was told.
     #[error("no page came within {waited_s} s; `godseye slo status` and `godseye alert list` say what is judged")]
     NoPage {
@@ -136,6 +146,18 @@ FROM ingest_ledger GROUP BY signal ORDER BY signal",
 pub fn run(args: &DemoArgs) -> Result<(), DemoError> {
     let directory = tempfile::Builder::new().prefix("godseye-demo-").tempdir()?;
     let mut config = config(directory.path().join("data"));
+    // Ends with the demo.
+    let clickhouse = match (args.clickhouse, &args.clickhouse_url) {
+        (true, None) => {
+            say("starting ClickHouse (it is installed once, 600 MB) …");
+            Some(ClickHouse::start_own(&ClickHouseConfig::new(directory.path().join("clickhouse")))?)
+        }
+        _ => None,
+    };
+    if let Some(url) = args.clickhouse_url.as_deref().or(clickhouse.as_ref().map(ClickHouse::url)) {
+        config.storage.engine = Engine::ClickHouse;
+        config.storage.clickhouse.urls = vec![url.to_owned()];
+    }
     let level = logging::init(&Log { level: LogLevel::Warn, ..config.log.clone() }, true);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -147,7 +169,7 @@ pub fn run(args: &DemoArgs) -> Result<(), DemoError> {
         }
         let server = Server::start(&config, files, Options::default(), Arc::new(Reload::disabled(level))).await?;
         let played = tokio::select! {
-            played = play(args, server.addresses(), directory.path(), &on_call) => played,
+            played = play(args, server.addresses(), directory.path(), &on_call, &config) => played,
             _interrupted = tokio::signal::ctrl_c() => Ok(()),
         };
         say("\ndraining …");
@@ -178,6 +200,7 @@ async fn play(
     addresses: Addresses,
     directory: &std::path::Path,
     on_call: &OnCall,
+    config: &Config,
 ) -> Result<(), DemoError> {
     let Addresses { otlp_grpc, otlp_http, http, pg } = addresses;
     say(&format!(
@@ -216,6 +239,16 @@ async fn play(
         report.totals.items_acked, report.service_latency.p50_ms, report.service_latency.p99_ms
     ));
 
+    if config.storage.engine == Engine::ClickHouse {
+        let clickhouse = &config.storage.clickhouse;
+        say(&format!(
+            "  all of it is in ClickHouse, database {}, at {}\n",
+            clickhouse.database,
+            clickhouse.urls.join(", ")
+        ));
+        // What was acknowledged last is on its way.
+        tokio::time::sleep(clickhouse.insert_interval.get() * 3).await;
+    }
     for (index, question) in QUESTIONS.iter().enumerate() {
         let body = client::ask(&http.to_string(), None, question.sql, "json").await?;
         say(&format!("{}. {}\n", index + 1, question.title));

@@ -95,6 +95,8 @@ pub struct ClickHouseConfig {
     pub retention_ns: [i64; Signal::ALL.len()],
     /// How long lines of the ledger are kept, nanoseconds.
     pub ledger_retention_ns: i64,
+    /// Whether the tables of the OpenTelemetry Collector's exporter are filled too.
+    pub otel_tables: bool,
 }
 
 impl ClickHouseConfig {
@@ -116,6 +118,7 @@ impl ClickHouseConfig {
             retry_for_ms: RETRY_FOR_MS_DEFAULT,
             retention_ns: [store::config::RETENTION_NS_DEFAULT; Signal::ALL.len()],
             ledger_retention_ns: store::config::LEDGER_RETENTION_NS_DEFAULT,
+            otel_tables: false,
         }
     }
 

@@ -308,6 +308,8 @@ impl ClickHouseSink {
             ("insert_deduplicate", "1"),
             // Views behind the table take what they missed when the table had it before.
             ("deduplicate_blocks_in_dependent_materialized_views", "1"),
+            // Tables that views fill are partitioned by the client's time, which may be any.
+            ("max_partitions_per_insert_block", "0"),
             // Asynchronous inserts lose rows together with tokens.
             ("async_insert", "0"),
             // The answer comes after the insert, not at its beginning.

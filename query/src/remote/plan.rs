@@ -175,8 +175,15 @@ fn column(table: Table, field: &Field) -> Value {
     if *field.data_type() == context_type() {
         let part = |part: Part, name: &str| (part, name.to_owned());
         value.parts = match field.name().as_str() {
-            "resource" => vec![part(Part::Entries, "resource_attributes")],
-            "scope" => vec![part(Part::ScopeName, "scope_name"), part(Part::ScopeVersion, "scope_version")],
+            "resource" => {
+                vec![part(Part::Entries, "resource_attributes"), part(Part::SchemaUrl, "resource_schema_url")]
+            }
+            "scope" => vec![
+                part(Part::Entries, "scope_attributes"),
+                part(Part::ScopeName, "scope_name"),
+                part(Part::ScopeVersion, "scope_version"),
+                part(Part::SchemaUrl, "scope_schema_url"),
+            ],
             _ => Vec::new(),
         };
     }
@@ -344,7 +351,12 @@ impl Pusher<'_> {
                 let written = self.union(&union, &selects);
                 self.or_here(LogicalPlan::Union(union), written)
             }
-            other => self.children(other),
+            other => {
+                if !other.inputs().is_empty() {
+                    self.note(&other, "steps of this kind run here");
+                }
+                self.children(other)
+            }
         }
     }
 

@@ -26,11 +26,8 @@ pub(crate) type Refusal = String;
 /// The numbers of a group that a quantile is exact for, as the engine's own ([`crate::quantile`]).
 const EXACT_VALUES_MAX: usize = 4_096;
 
-/// Within what a quantile of more numbers is right, relative to the number: half of what the engine promises.
-const SKETCH_ACCURACY: f64 = 0.003;
-
-/// What an infinity counts as in a sketch: about the largest that ClickHouse's takes.
-const SKETCHED_MAX: f64 = 1.7e308;
+/// From what is left of a number that is cut to eight binary digits to the middle of those that it may have been.
+const CUT_OFF: f64 = 1.0 + 1.0 / 256.0;
 
 /// What is greater, as bits of a double read as an integer, is a NaN without a sign.
 const INFINITY_BITS: i64 = 0x7ff0_0000_0000_0000;
@@ -41,12 +38,14 @@ const SIGNED_NAN_BITS: i64 = -0x000f_ffff_ffff_ffff;
 /// What a value that is not one column in ClickHouse has beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// A resource's attributes as text, a map.
+    /// The attributes of a resource or scope as text, a map.
     Entries,
     /// A scope's name.
     ScopeName,
     /// A scope's version.
     ScopeVersion,
+    /// The schema URL of either.
+    SchemaUrl,
 }
 
 /// A value of each row, as an expression.
@@ -602,6 +601,7 @@ impl<'a> Writer<'a> {
                 let part = match field.try_as_str().flatten() {
                     Some("scope_name") => value.part(Part::ScopeName),
                     Some("scope_version") => value.part(Part::ScopeVersion),
+                    Some("schema_url") => value.part(Part::SchemaUrl),
                     _ => None,
                 };
                 let part = part.ok_or("what is only in the bytes of a resource or scope")?;
@@ -864,8 +864,12 @@ fn quantile(q: f64, value: &str, filtered: &dyn Fn(String, Option<String>) -> St
     let number = Some(format!("NOT isNaN({value})"));
     let count = filtered(format!("count({value})"), number.clone());
     let some = filtered(format!("groupArray({EXACT_VALUES_MAX})({value})"), number.clone());
-    let bounded = format!("greatest(least({value}, {SKETCHED_MAX:e}), -{SKETCHED_MAX:e})");
-    let sketch = filtered(format!("quantileDD({SKETCH_ACCURACY}, {q:?})({bounded})"), number);
+    // It counts numbers by their first eight binary digits, which is within 0.4 % of them from the middle of what is cut
+    // off, in memory that is bounded whatever they are.
+    let cut = filtered(format!("quantileBFloat16({q:?})({value})"), number.clone());
+    let (least, greatest) =
+        (filtered(format!("min({value})"), number.clone()), filtered(format!("max({value})"), number));
+    let sketch = format!("least(greatest({cut} * {CUT_OFF:?}, {least}), {greatest})");
     let rank = format!("({q:?} * (length(v) - 1))");
     let lower = format!("v[toUInt64(floor({rank})) + 1]");
     let upper = format!("v[least(toUInt64(floor({rank})) + 2, length(v))]");
