@@ -64,7 +64,7 @@ use crate::provider::{SEGMENT_STORE, ScanCounters};
 use crate::queue::{Client, Permit, Queue, QueueConfig};
 use crate::remote::{self, Reaching};
 use crate::rewrite::{TelemetryPlanner, TelemetryRewrite};
-use crate::source::{Derived, Snapshot, Source};
+use crate::source::{Snapshot, Source};
 use crate::tables::{TABLE_NAMES, Tables};
 
 /// Stack of each query thread, bytes. The longest chain the guard lets through takes about 4 MiB
@@ -223,7 +223,7 @@ pub(crate) struct Inner {
     window_functions: Vec<Arc<WindowUDF>>,
     physical_rules: Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>,
     metrics: Metrics,
-    reaching: Reaching,
+    pub(crate) reaching: Reaching,
 }
 
 impl std::fmt::Debug for Engine {
@@ -774,6 +774,13 @@ impl Run {
         widest: &Arc<AtomicU64>,
     ) -> Result<Started, DataFusionError> {
         let with_derived = names_derived_table(&statement)?;
+        if with_derived && self.engine.source.remote().is_some() {
+            // An answer without rows would look like silence.
+            return Err(external(
+                QueryError::refused("span_metrics and service_edges are not kept where ClickHouse stores telemetry")
+                    .hint("count spans: SELECT time_bucket('10s', start_time), service_name, count(*) FROM spans GROUP BY 1, 2"),
+            ));
+        }
         let mut snapshot = self.engine.snapshot(&self.tenant, with_derived, self.limits).await.map_err(external)?;
         let reach = snapshot.reach.clone();
         if !excluded.is_empty() {
@@ -991,9 +998,6 @@ impl Inner {
         let reach = self.reaching.reach(remote, tenant, limits).await?;
         let mut snapshot = Snapshot::new(reach.observed());
         snapshot.reach = Some(reach);
-        if with_derived {
-            snapshot.derived = Some(Derived::default());
-        }
         Ok(snapshot)
     }
 

@@ -81,7 +81,7 @@ pub use engine::{Engine, EngineConfig, Limits, QueryOutput, QueryStats};
 pub use error::{ErrorKind, QueryError};
 pub use follow::{Following, News};
 pub use queue::Client;
-pub use remote::{Remote, RemoteLimits};
+pub use remote::{Remote, RemoteLimits, RowsElsewhere};
 pub use source::{SegmentFile, Snapshot, Source};
 pub use stored::StoreSource;
 pub use time::write_duration;

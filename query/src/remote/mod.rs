@@ -27,20 +27,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::datasource::TableType;
 use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::TaskContext;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
 use datafusion::physical_plan::ExecutionPlan;
+use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use model::schema::schema;
 use model::signal::Table;
 use model::tenant::TenantId;
 use tokio::time::Instant;
 
-use crate::engine::Limits;
+use crate::engine::{Engine, Limits};
 use crate::error::QueryError;
 use crate::source::ObservedKinds;
 use exec::RemoteExec;
@@ -53,6 +56,12 @@ const TENANTS_KEPT: usize = 64;
 
 /// How long reading kinds may take: a few thousand lines of a small table.
 const KINDS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long reading a day of a table may take.
+const ROWS_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Batches of rows that are elsewhere.
+pub type RowsElsewhere = BoxStream<'static, std::result::Result<RecordBatch, QueryError>>;
 
 /// Limits that the other side keeps.
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +141,30 @@ impl Reaching {
             }
         };
         Ok(Arc::new(Reach { remote, tenant: tenant.clone(), limits, kinds }))
+    }
+}
+
+impl Engine {
+    /// The rows of a tenant's table whose time is within `from` and `to` (nanoseconds since the epoch, `to` not included),
+    /// in no order and with the table's own columns, where they are elsewhere; `None` when they are here.
+    ///
+    /// # Errors
+    /// When they cannot be asked for. The stream can end with an error as well.
+    pub async fn rows_elsewhere(
+        &self,
+        tenant: &TenantId,
+        table: Table,
+        from: i64,
+        to: i64,
+    ) -> std::result::Result<Option<RowsElsewhere>, QueryError> {
+        let Some(remote) = self.inner.source.remote() else { return Ok(None) };
+        let limits = Limits { timeout: ROWS_TIMEOUT, rows_max: u64::MAX, output_bytes_max: u64::MAX };
+        let reach = self.inner.reaching.reach(remote, tenant, limits).await?;
+        let select = plan::within(&reach, table, from, to);
+        let sql = plan::text(&reach, &select);
+        let exec = RemoteExec::new(reach, sql.into(), schema(table), false);
+        let rows = exec.execute(0, Arc::new(TaskContext::default()))?;
+        Ok(Some(rows.map(|batch| batch.map_err(QueryError::from)).boxed()))
     }
 }
 

@@ -25,7 +25,7 @@ use model::context::context_type;
 use model::schema::schema;
 use model::signal::Table;
 
-use super::writer::{Columns, Part, Refusal, Value, Writer, identifier, quoted, sort_key};
+use super::writer::{Columns, Part, Refusal, Value, Writer, identifier, quoted, sort_key, time};
 use super::{Reach, RemoteQuery, RemoteTable, Stored};
 use crate::source::Container;
 
@@ -238,6 +238,14 @@ pub(crate) fn select(
     Ok(select.checked())
 }
 
+/// A table's rows within a time, nanoseconds since the epoch.
+pub(crate) fn within(reach: &Reach, table: Table, from: i64, to: i64) -> Select {
+    let mut select = scan(reach, Stored::Table(table));
+    let column = identifier(table.time_column());
+    select.conditions.push(format!("{column} >= {} AND {column} < {}", time(from), time(to)));
+    select
+}
+
 /// The text of a select that is complete.
 pub(crate) fn text(reach: &Reach, select: &Select) -> String {
     select.write(&Writer::new(&reach.kinds), false).0
@@ -293,18 +301,11 @@ impl Pusher<'_> {
     fn walk(&self, plan: LogicalPlan, is_root: bool) -> Result<Place> {
         match plan {
             LogicalPlan::TableScan(scan) => self.table_scan(scan),
-            LogicalPlan::SubqueryAlias(alias) => {
-                let before = Arc::clone(&alias.input);
-                match self.walk(Arc::unwrap_or_clone(alias.input.clone()), is_root)? {
-                    // Only names change, which the text does not have.
-                    Place::There(select) => Ok(Place::There(select)),
-                    Place::Here(_) => {
-                        let input = self.run(Arc::unwrap_or_clone(before), is_root)?;
-                        let alias = LogicalPlan::SubqueryAlias(alias);
-                        Ok(Place::Here(alias.with_new_exprs(Vec::new(), vec![input])?))
-                    }
-                }
-            }
+            // Only names change, which the text does not have.
+            LogicalPlan::SubqueryAlias(alias) => match self.walk(alias.input.as_ref().clone(), is_root)? {
+                Place::There(select) => Ok(Place::There(select)),
+                Place::Here(input) => self.over(LogicalPlan::SubqueryAlias(alias), vec![input]),
+            },
             LogicalPlan::Projection(projection) => self.projection(projection, is_root),
             LogicalPlan::Filter(filter) => self.filter(filter),
             LogicalPlan::Sort(sort) => self.sort(sort, is_root),
@@ -414,7 +415,6 @@ impl Pusher<'_> {
             return Ok(Place::Here(LogicalPlan::TableScan(scan)));
         };
         match select(self.reach, table, scan.projection.as_ref(), &scan.filters, scan.fetch)? {
-            // Names of the first text are used up.
             Ok(select) => Ok(Place::There(Box::new(select))),
             Err(_) => Ok(Place::Here(LogicalPlan::TableScan(scan))),
         }
@@ -558,9 +558,8 @@ impl Pusher<'_> {
             let limit = select.limit.map(|known| fetch.unwrap_or(known.saturating_sub(skip)));
             return Ok(Select { limit, offset: skip, ..select });
         }
-        let order_is_kept = select.order.is_empty();
-        if select.is_limited() && !order_is_kept {
-            return Err("a limit over a limit".to_owned());
+        if select.is_limited() && !select.order.is_empty() {
+            return Err("a limit over another one in an order".to_owned());
         }
         let select = select.clone().nested_if(select.is_limited(), &self.writer);
         Ok(Select { limit: fetch, offset: skip, ..select })

@@ -135,7 +135,7 @@ pub(crate) fn identifier(name: &str) -> String {
 }
 
 /// A time, nanoseconds since the epoch.
-fn time(nanos: i64) -> String {
+pub(crate) fn time(nanos: i64) -> String {
     /// What is written as a date is within these, so that people can read it; ClickHouse's own range is wider.
     const READABLE: std::ops::Range<i64> = 0..7_258_118_400_000_000_000;
     if !READABLE.contains(&nanos) {
