@@ -328,3 +328,64 @@ fn the_collectors_tables_are_filled_when_they_are_wanted() {
     assert_eq!(ask(url, "SELECT count() FROM godseye.otel_logs"), before);
     assert_eq!(server.number("SELECT count(*) FROM logs WHERE attributes['load.run'] = 'later'"), 5);
 }
+
+/// An SLO over the requests of the shop's front end.
+const SLO: &str = "
+apiVersion: openslo/v1
+kind: SLO
+metadata: { name: frontend }
+spec:
+  service: frontend
+  indicator:
+    metadata: { name: frontend-errors }
+    spec:
+      ratioMetric:
+        bad: { metricSource: { type: godseye, spec: { table: spans, where: \"status_code = 'ERROR'\" } } }
+        total: { metricSource: { type: godseye, spec: { table: spans, service: frontend, where: \"kind = 'SERVER'\" } } }
+  timeWindow: [{ duration: 1d, isRolling: true }]
+  budgetingMethod: Occurrences
+  objectives: [{ displayName: answers, target: 0.99 }]
+";
+
+#[test]
+fn an_slo_counts_what_clickhouse_has_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let clickhouse = ClickHouse::start_own(&ClickHouseConfig::new(folder.path())).unwrap();
+    let mut server = on(clickhouse.url()).start();
+    send_telemetry(&[&server]);
+    stored(&server);
+    let requests = "SELECT count(*) FROM spans WHERE service_name = 'frontend' AND kind = 'SERVER'";
+    let expected = server.number(requests);
+    assert!(expected > 50, "{expected}");
+    // What was stored before anybody watched is counted, and counted once over a restart and a kill.
+    let document = folder.path().join("slo.yaml");
+    std::fs::write(&document, SLO).unwrap();
+    assert!(server.terminate().success());
+    for _ in 0..2 {
+        server.setup().set_env("GODSEYE_SLOS", document.to_str());
+        server.restart();
+        let counted = "SELECT coalesce(sum(total), 0) FROM slo_counts WHERE width_ms = 3600000";
+        let mut last = 0;
+        let is_right = came(STORED_WITHIN, || {
+            last = server.number(counted);
+            (last == expected).then_some(())
+        });
+        assert!(is_right.is_some(), "{last} events counted of {expected}: {:#?}", server.log());
+        server.kill();
+    }
+}
+
+#[test]
+fn what_is_derived_is_refused_instead_of_being_empty() {
+    let folder = tempfile::tempdir().unwrap();
+    let clickhouse = ClickHouse::start_own(&ClickHouseConfig::new(folder.path())).unwrap();
+    let server = on(clickhouse.url()).start();
+    for table in ["span_metrics", "service_edges"] {
+        let answer = server.query(&format!("SELECT count(*) FROM {table}"), "json");
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        assert!(answer.status == 400 && text.contains("are not kept where ClickHouse"), "{}: {text}", answer.status);
+    }
+    // Everything about tables works all the same.
+    assert!(server.number("SELECT count(*) FROM information_schema.columns WHERE table_name = 'span_metrics'") > 5);
+    assert_eq!(server.get("/api/v1/tables").status, 200);
+}
