@@ -26,7 +26,7 @@ demo: tools-rust
 	cargo build --bin godseye
 	exec "$(CARGO_TARGET_DIR)/debug/godseye" demo
 
-demo-clickhouse: tools-rust tools-python
+demo-clickhouse: tools-rust
 	@test -x "$(CARGO_TARGET_DIR)/debug/godseye" || echo "building: about eight minutes on two cores, the first time"
 	cargo build --bin godseye
 	exec "$(CARGO_TARGET_DIR)/debug/godseye" demo --clickhouse

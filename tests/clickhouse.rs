@@ -163,6 +163,25 @@ fn the_same_questions_have_the_same_answers() {
     }
     assert!(wrong.is_empty(), "{} of {asked} questions:\n{}", wrong.len(), wrong.join("\n\n"));
     assert!(asked >= 60 || !only.is_empty(), "{asked} questions");
+    limits_hold_there(clickhouse.url());
+}
+
+/// Time and memory of a query are bounded in ClickHouse, and what it ran is gone with it.
+fn limits_hold_there(url: &str) {
+    let many =
+        "FROM spans a JOIN spans b ON a.kind = b.kind JOIN spans c ON a.kind = c.kind JOIN spans d ON a.kind = d.kind";
+    let hasty = on(url).config("query: { timeout: 1s }").start();
+    let answer = hasty.query(&format!("SELECT count(*) {many}"), "json");
+    assert_eq!(answer.status, 504, "{}", String::from_utf8_lossy(&answer.body));
+    let poor = on(url).config("storage: { clickhouse: { query_memory_bytes: 64MiB } }").start();
+    let answer = poor.query(&format!("SELECT count(DISTINCT a.span_id || b.span_id || c.span_id) {many}"), "json");
+    assert_eq!(answer.status, 507, "{}", String::from_utf8_lossy(&answer.body));
+    let gone = came(STORED_WITHIN, || {
+        (ask(url, "SELECT count() FROM system.processes WHERE query LIKE '%JOIN%' AND query NOT LIKE '%system%'")
+            == "0")
+            .then_some(())
+    });
+    assert!(gone.is_some(), "a query that nobody waits for still runs");
 }
 
 /// A port that is free now, for a server that comes later.

@@ -46,6 +46,9 @@ pub(super) struct Stored {
 /// How long the beginning of an answer of ClickHouse may take: flushes wait for it.
 const BEGIN_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long the next rows of an answer may take.
+const BATCH_WITHIN: Duration = Duration::from_secs(60);
+
 /// What is answered then.
 const STOPPING: &str = "the server is stopping";
 
@@ -90,7 +93,13 @@ impl Stored {
         let begun = self.store.beside_sink(tenant, table, begin).map_err(|error| error.to_string())?;
         let (snapshot, first, mut rows) = begun?;
         first.iter().for_each(&mut *each);
-        while let Some(batch) = self.in_time(async { Ok(rows.next().await) })? {
+        let next = |rows: &mut query::RowsElsewhere| {
+            self.in_time(async {
+                let next = tokio::time::timeout(BATCH_WITHIN, rows.next()).await;
+                next.map_err(|_elapsed| "ClickHouse does not go on with its answer".to_owned())
+            })
+        };
+        while let Some(batch) = next(&mut rows)? {
             each(&batch.map_err(|error| error.to_string())?);
         }
         snapshot.table(table).memory.iter().for_each(each);

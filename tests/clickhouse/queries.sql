@@ -105,3 +105,11 @@ split | SELECT service_name, sum(n) OVER (ORDER BY service_name) FROM (SELECT se
 split | SELECT tree, position, depth, is_orphan, duration_ns FROM trace('5b8efff798038103d269b633813fc60c') ORDER BY position
 split | SELECT service_name, array_agg(name ORDER BY span_id) FROM spans WHERE service_name LIKE 'edge%' GROUP BY service_name ORDER BY 1
 split | SELECT service_name, kind, count(*) FROM spans WHERE service_name LIKE 'edge%' GROUP BY ROLLUP (service_name, kind) ORDER BY 1 NULLS FIRST, 2 NULLS FIRST
+there | SELECT count(*) FROM span_events
+there | SELECT 1 AS one FROM (SELECT count(*) AS n FROM spans) AS t
+there | SELECT count(*) FROM (SELECT DISTINCT service_name, name FROM spans) AS t
+there | SELECT name FROM (SELECT name, span_id FROM spans WHERE service_name = 'cart' ORDER BY span_id LIMIT 5) AS t ORDER BY name
+there | SELECT service_name FROM spans GROUP BY service_name HAVING max(duration_ns) > 1000000 ORDER BY service_name
+there | SELECT count(*), sum(duration_ns), max(name), avg(duration_ns), quantile(0.5, duration_ns) FROM spans WHERE service_name = 'nobody'
+split | SELECT count(*) FROM spans WHERE duration_ns > (SELECT avg(duration_ns) FROM spans)
+split | SELECT service_name FROM spans EXCEPT SELECT service_name FROM spans WHERE service_name LIKE 'c%'

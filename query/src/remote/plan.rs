@@ -33,6 +33,9 @@ use crate::source::Container;
 /// is no less work there than here.
 const SQL_BYTES_MAX: usize = 128 << 10;
 
+/// Characters of a step that EXPLAIN shows beside why it runs here.
+const STEP_CHARS_SHOWN: usize = 120;
+
 /// A SELECT that is still being made.
 #[derive(Clone, Debug)]
 pub(crate) struct Select {
@@ -91,13 +94,9 @@ impl Select {
             sql.push_str(" WHERE ");
             sql.push_str(&self.conditions.join(" AND "));
         }
-        match &self.groups {
-            Some(groups) if !groups.is_empty() => {
-                sql.push_str(" GROUP BY ");
-                sql.push_str(&groups.join(", "));
-            }
-            // One group of all rows must say so where there is nothing to count.
-            _ => {}
+        if let Some(groups) = self.groups.as_ref().filter(|groups| !groups.is_empty()) {
+            sql.push_str(" GROUP BY ");
+            sql.push_str(&groups.join(", "));
         }
         if !self.order.is_empty() {
             sql.push_str(" ORDER BY ");
@@ -372,7 +371,8 @@ impl Pusher<'_> {
     }
 
     fn note(&self, plan: &LogicalPlan, refusal: &str) {
-        let note = format!("not in ClickHouse: {}: {refusal}", plan.display());
+        let shown: String = plan.display().to_string().chars().take(STEP_CHARS_SHOWN).collect();
+        let note = format!("not in ClickHouse, since {refusal}: {shown}");
         let mut notes = self.notes.borrow_mut();
         if !notes.contains(&note) {
             notes.push(note);
@@ -427,7 +427,9 @@ impl Pusher<'_> {
         };
         let input_schema = Arc::clone(projection.input.schema());
         let was_ordered = !select.order.is_empty();
-        let select = select.clone().nested_if(select.is_unnested, &self.writer);
+        // One group of all rows is one only as long as something is aggregated.
+        let is_one_group = select.groups.as_ref().is_some_and(Vec::is_empty);
+        let select = select.clone().nested_if(select.is_unnested || is_one_group, &self.writer);
         let columns = Columns { schema: &input_schema, values: &select.columns };
         let written: std::result::Result<Vec<Value>, Refusal> =
             projection.expr.iter().map(|expr| self.writer.expr(expr, &columns)).collect();
