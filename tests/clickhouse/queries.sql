@@ -106,7 +106,7 @@ split | SELECT tree, position, depth, is_orphan, duration_ns FROM trace('5b8efff
 split | SELECT service_name, array_agg(name ORDER BY span_id) FROM spans WHERE service_name LIKE 'edge%' GROUP BY service_name ORDER BY 1
 split | SELECT service_name, kind, count(*) FROM spans WHERE service_name LIKE 'edge%' GROUP BY ROLLUP (service_name, kind) ORDER BY 1 NULLS FIRST, 2 NULLS FIRST
 there | SELECT count(*) FROM span_events
-there | SELECT 1 AS one FROM (SELECT count(*) AS n FROM spans) AS t
+there | SELECT n > 5 AS many FROM (SELECT count(*) AS n FROM spans) AS t
 there | SELECT count(*) FROM (SELECT DISTINCT service_name, name FROM spans) AS t
 there | SELECT name FROM (SELECT name, span_id FROM spans WHERE service_name = 'cart' ORDER BY span_id LIMIT 5) AS t ORDER BY name
 there | SELECT service_name FROM spans GROUP BY service_name HAVING max(duration_ns) > 1000000 ORDER BY service_name

@@ -349,7 +349,7 @@ impl<'a> Writer<'a> {
             Expr::Alias(alias) => self.expr(&alias.expr, columns),
             Expr::Literal(value, _) => literal(value),
             Expr::BinaryExpr(binary) => self.binary(binary, columns),
-            Expr::Not(inner) => Ok(Value::new(format!("NOT ({})", self.truth(inner, columns)?), DataType::Boolean)),
+            Expr::Not(inner) => Ok(Value::new(format!("(NOT {})", self.truth(inner, columns)?), DataType::Boolean)),
             Expr::IsNull(inner) => {
                 Ok(Value::new(format!("isNull({})", self.plain(inner, columns)?.sql), DataType::Boolean))
             }
@@ -357,8 +357,8 @@ impl<'a> Writer<'a> {
                 Ok(Value::new(format!("isNotNull({})", self.plain(inner, columns)?.sql), DataType::Boolean))
             }
             Expr::IsTrue(inner) => self.known(inner, columns, "ifNull({}, false)"),
-            Expr::IsNotTrue(inner) => self.known(inner, columns, "NOT ifNull({}, false)"),
-            Expr::IsFalse(inner) => self.known(inner, columns, "NOT ifNull({}, true)"),
+            Expr::IsNotTrue(inner) => self.known(inner, columns, "(NOT ifNull({}, false))"),
+            Expr::IsFalse(inner) => self.known(inner, columns, "(NOT ifNull({}, true))"),
             Expr::IsNotFalse(inner) => self.known(inner, columns, "ifNull({}, true)"),
             Expr::IsUnknown(inner) => self.known(inner, columns, "isNull({})"),
             Expr::IsNotUnknown(inner) => self.known(inner, columns, "isNotNull({})"),
@@ -375,7 +375,7 @@ impl<'a> Writer<'a> {
                 let low = self.compare(&between.expr, Operator::GtEq, &between.low, columns)?;
                 let high = self.compare(&between.expr, Operator::LtEq, &between.high, columns)?;
                 let not = if between.negated { "NOT " } else { "" };
-                Ok(Value::new(format!("{not}({low} AND {high})"), DataType::Boolean))
+                Ok(Value::new(format!("({not}({low} AND {high}))"), DataType::Boolean))
             }
             Expr::InList(list) => self.in_list(list, columns),
             Expr::Like(like) => self.like(like, columns),
