@@ -31,6 +31,12 @@ const HISTORY_SECONDS: i64 = 600;
 /// Wall time in which that history is sent.
 const HISTORY_WALL_SECONDS: i64 = 15;
 
+/// The same where ClickHouse shares the machine.
+const HISTORY_WALL_SECONDS_CLICKHOUSE: i64 = 45;
+
+/// How long the demo waits until ClickHouse has what was sent.
+const STORED_WITHIN: Duration = Duration::from_secs(30);
+
 /// How long before now the leaking build of `payment` is deployed.
 const DEPLOY_AGO_SECONDS: i64 = 180;
 
@@ -169,7 +175,7 @@ pub fn run(args: &DemoArgs) -> Result<(), DemoError> {
         }
         let server = Server::start(&config, files, Options::default(), Arc::new(Reload::disabled(level))).await?;
         let played = tokio::select! {
-            played = play(args, server.addresses(), directory.path(), &on_call, &config) => played,
+            played = play(args, &server, directory.path(), &on_call, &config) => played,
             _interrupted = tokio::signal::ctrl_c() => Ok(()),
         };
         say("\ndraining …");
@@ -197,12 +203,12 @@ fn config(data_dir: std::path::PathBuf) -> Config {
 
 async fn play(
     args: &DemoArgs,
-    addresses: Addresses,
+    server: &Server,
     directory: &std::path::Path,
     on_call: &OnCall,
     config: &Config,
 ) -> Result<(), DemoError> {
-    let Addresses { otlp_grpc, otlp_http, http, pg } = addresses;
+    let Addresses { otlp_grpc, otlp_http, http, pg } = server.addresses();
     say(&format!(
         "\n  GodsEye demo: a web shop of twelve services sends traces, metrics, logs and profiles\n\n\
          \x20 OTLP/gRPC   {otlp_grpc}      OTEL_EXPORTER_OTLP_ENDPOINT=http://{otlp_grpc}\n\
@@ -231,9 +237,12 @@ async fn play(
         HISTORY_SECONDS / 60,
         DEPLOY_AGO_SECONDS / 60
     ));
-    let history =
-        send(otlp_grpc, &shop, start, HISTORY_SECONDS as f64 / HISTORY_WALL_SECONDS as f64, HISTORY_WALL_SECONDS);
-    let report = history.await?;
+    let wall_seconds = match config.storage.engine {
+        Engine::Embedded => HISTORY_WALL_SECONDS,
+        Engine::ClickHouse => HISTORY_WALL_SECONDS_CLICKHOUSE,
+    };
+    let speed = HISTORY_SECONDS as f64 / wall_seconds as f64;
+    let report = send(otlp_grpc, &shop, start, speed, wall_seconds).await?;
     say(&format!(
         "\n  {} items acknowledged, each after fdatasync; acknowledgement p50 {:.1} ms, p99 {:.1} ms\n",
         report.totals.items_acked, report.service_latency.p50_ms, report.service_latency.p99_ms
@@ -247,7 +256,10 @@ async fn play(
             clickhouse.urls.join(", ")
         ));
         // What was acknowledged last is on its way.
-        tokio::time::sleep(clickhouse.insert_interval.get() * 3).await;
+        let patience = tokio::time::Instant::now() + STORED_WITHIN;
+        while server.waiting_rows() > 0 && tokio::time::Instant::now() < patience {
+            tokio::time::sleep(clickhouse.insert_interval.get() / 5).await;
+        }
     }
     for (index, question) in QUESTIONS.iter().enumerate() {
         let body = client::ask(&http.to_string(), None, question.sql, "json").await?;
@@ -263,12 +275,12 @@ async fn play(
         directory.join("slo.yaml").display()
     ));
     on_call.show().await?;
-    let server =
+    let at =
         if http.port() == crate::config::defaults::HTTP_PORT { String::new() } else { format!(" --server {http}") };
     say(&format!(
-        "Ask your own:  godseye query{server} \"SELECT count(*) FROM spans\"\n\
-         The budget:    godseye slo status{server}      what burned it: godseye slo explain payment-availability{server}\n\
-         Not now:       godseye silence add{server} service=payment --comment \"4521 is being rolled back\"\n"
+        "Ask your own:  godseye query{at} \"SELECT count(*) FROM spans\"\n\
+         The budget:    godseye slo status{at}      what burned it: godseye slo explain payment-availability{at}\n\
+         Not now:       godseye silence add{at} service=payment --comment \"4521 is being rolled back\"\n"
     ));
 
     say("the shop stays open; Ctrl-C ends the demo");

@@ -340,6 +340,12 @@ impl Server {
         self.addresses
     }
 
+    /// Acknowledged rows that are in the log and in memory only.
+    #[must_use]
+    pub fn waiting_rows(&self) -> u64 {
+        self.store.stats().memtable_rows
+    }
+
     /// Ends the server from the edge inwards, within the configured bound.
     ///
     /// # Errors
