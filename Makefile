@@ -1,6 +1,7 @@
 # GodsEye: every command a person or CI types.
 #
 #   make demo    build and run the demo: a web shop sends, you ask SQL     (needs Rust and a C compiler)
+#   make demo-clickhouse    the same with ClickHouse's own engine for storage and queries    (needs Python 3 with venv too)
 #   make test    every test, with real OpenTelemetry and PostgreSQL clients and a real mail server (needs Python 3 with venv too; psql, apt, Java and Maven if they are there)
 #   make lint    format and clippy, warnings are errors
 #   make bench   the numbers of benches/README.md
@@ -18,12 +19,17 @@ SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: demo test lint bench soak tools-rust tools-python tools-psql
+.PHONY: demo demo-clickhouse test lint bench soak tools-rust tools-python tools-psql
 
 demo: tools-rust
 	@test -x "$(CARGO_TARGET_DIR)/debug/godseye" || echo "building: about eight minutes on two cores, the first time"
 	cargo build --bin godseye
 	exec "$(CARGO_TARGET_DIR)/debug/godseye" demo
+
+demo-clickhouse: tools-rust
+	@test -x "$(CARGO_TARGET_DIR)/debug/godseye" || echo "building: about eight minutes on two cores, the first time"
+	cargo build --bin godseye
+	exec "$(CARGO_TARGET_DIR)/debug/godseye" demo --clickhouse
 
 test: tools-rust tools-python tools-psql
 	cargo test --workspace --features failpoints

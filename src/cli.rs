@@ -89,6 +89,12 @@ struct ServeArgs {
     /// Where SQL is answered in PostgreSQL's protocol [env: GODSEYE_PG] [default: 127.0.0.1:5433]
     #[arg(long, value_name = "ADDR")]
     pg: Option<String>,
+    /// What keeps telemetry: embedded or clickhouse [env: GODSEYE_STORAGE] [default: embedded]
+    #[arg(long, value_name = "ENGINE")]
+    storage: Option<String>,
+    /// Where ClickHouse answers; repeated for each replica [env: GODSEYE_CLICKHOUSE_URL, separated by commas]
+    #[arg(long, value_name = "URL")]
+    clickhouse_url: Vec<String>,
     /// Alertmanager's configuration: who is told about alerts [env: GODSEYE_ALERTMANAGER_CONFIG]
     #[arg(long, value_name = "FILE")]
     alertmanager_config: Option<String>,
@@ -192,6 +198,8 @@ fn serve(args: ServeArgs) -> ExitCode {
         otlp_http: args.otlp_http,
         http: args.http,
         pg: args.pg,
+        storage: args.storage,
+        clickhouse_urls: args.clickhouse_url,
         alertmanager_config: args.alertmanager_config,
         rules: args.rules,
         slos: args.slos,

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use clap::Args;
 use fixtures::load::{self, LoadConfig, LoadReport, Pace, Source};
+use fixtures::parts::clickhouse::{ClickHouse, ClickHouseConfig, ClickHouseError};
 use fixtures::shop::ShopConfig;
 use model::time::{Clock, Timestamp};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use self::page::OnCall;
 use crate::alerts::files;
 use crate::client::{self, ClientError};
-use crate::config::{Config, Log, LogLevel};
+use crate::config::{Config, Engine, Log, LogLevel};
 use crate::server::{Addresses, Options, Reload, ServeError, Server};
 use crate::{logging, terminal};
 
@@ -29,6 +30,12 @@ const HISTORY_SECONDS: i64 = 600;
 
 /// Wall time in which that history is sent.
 const HISTORY_WALL_SECONDS: i64 = 15;
+
+/// The same where ClickHouse shares the machine.
+const HISTORY_WALL_SECONDS_CLICKHOUSE: i64 = 45;
+
+/// How long the demo waits until ClickHouse has what was sent.
+const STORED_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long before now the leaking build of `payment` is deployed.
 const DEPLOY_AGO_SECONDS: i64 = 180;
@@ -45,6 +52,12 @@ pub struct DemoArgs {
     /// The seed of the shop: the same seed plays the same shop
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Keep telemetry in ClickHouse: its engine is started beside the demo, where no URL is given
+    #[arg(long)]
+    clickhouse: bool,
+    /// A ClickHouse that is there already
+    #[arg(long, value_name = "URL", requires = "clickhouse")]
+    clickhouse_url: Option<String>,
 }
 
 /// Why there is no demo.
@@ -65,6 +78,9 @@ pub enum DemoError {
     /// A file of the demo is wrong: a defect.
     #[error("the demo's own files: {0}")]
     Files(String),
+    /// ClickHouse's engine does not start.
+    #[error(transparent)]
+    ClickHouse(#[from] ClickHouseError),
     /// Nobody was told.
     #[error("no page came within {waited_s} s; `godseye slo status` and `godseye alert list` say what is judged")]
     NoPage {
@@ -136,6 +152,18 @@ FROM ingest_ledger GROUP BY signal ORDER BY signal",
 pub fn run(args: &DemoArgs) -> Result<(), DemoError> {
     let directory = tempfile::Builder::new().prefix("godseye-demo-").tempdir()?;
     let mut config = config(directory.path().join("data"));
+    // Ends with the demo.
+    let clickhouse = match (args.clickhouse, &args.clickhouse_url) {
+        (true, None) => {
+            say("starting ClickHouse (it is installed once, 600 MB) …");
+            Some(ClickHouse::start_own(&ClickHouseConfig::new(directory.path().join("clickhouse")))?)
+        }
+        _ => None,
+    };
+    if let Some(url) = args.clickhouse_url.as_deref().or(clickhouse.as_ref().map(ClickHouse::url)) {
+        config.storage.engine = Engine::ClickHouse;
+        config.storage.clickhouse.urls = vec![url.to_owned()];
+    }
     let level = logging::init(&Log { level: LogLevel::Warn, ..config.log.clone() }, true);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -147,7 +175,7 @@ pub fn run(args: &DemoArgs) -> Result<(), DemoError> {
         }
         let server = Server::start(&config, files, Options::default(), Arc::new(Reload::disabled(level))).await?;
         let played = tokio::select! {
-            played = play(args, server.addresses(), directory.path(), &on_call) => played,
+            played = play(args, &server, directory.path(), &on_call, &config) => played,
             _interrupted = tokio::signal::ctrl_c() => Ok(()),
         };
         say("\ndraining …");
@@ -175,11 +203,12 @@ fn config(data_dir: std::path::PathBuf) -> Config {
 
 async fn play(
     args: &DemoArgs,
-    addresses: Addresses,
+    server: &Server,
     directory: &std::path::Path,
     on_call: &OnCall,
+    config: &Config,
 ) -> Result<(), DemoError> {
-    let Addresses { otlp_grpc, otlp_http, http, pg } = addresses;
+    let Addresses { otlp_grpc, otlp_http, http, pg } = server.addresses();
     say(&format!(
         "\n  GodsEye demo: a web shop of twelve services sends traces, metrics, logs and profiles\n\n\
          \x20 OTLP/gRPC   {otlp_grpc}      OTEL_EXPORTER_OTLP_ENDPOINT=http://{otlp_grpc}\n\
@@ -208,14 +237,30 @@ async fn play(
         HISTORY_SECONDS / 60,
         DEPLOY_AGO_SECONDS / 60
     ));
-    let history =
-        send(otlp_grpc, &shop, start, HISTORY_SECONDS as f64 / HISTORY_WALL_SECONDS as f64, HISTORY_WALL_SECONDS);
-    let report = history.await?;
+    let wall_seconds = match config.storage.engine {
+        Engine::Embedded => HISTORY_WALL_SECONDS,
+        Engine::ClickHouse => HISTORY_WALL_SECONDS_CLICKHOUSE,
+    };
+    let speed = HISTORY_SECONDS as f64 / wall_seconds as f64;
+    let report = send(otlp_grpc, &shop, start, speed, wall_seconds).await?;
     say(&format!(
         "\n  {} items acknowledged, each after fdatasync; acknowledgement p50 {:.1} ms, p99 {:.1} ms\n",
         report.totals.items_acked, report.service_latency.p50_ms, report.service_latency.p99_ms
     ));
 
+    if config.storage.engine == Engine::ClickHouse {
+        let clickhouse = &config.storage.clickhouse;
+        say(&format!(
+            "  all of it is in ClickHouse, database {}, at {}\n",
+            clickhouse.database,
+            clickhouse.urls.join(", ")
+        ));
+        // What was acknowledged last is on its way.
+        let patience = tokio::time::Instant::now() + STORED_WITHIN;
+        while server.waiting_rows() > 0 && tokio::time::Instant::now() < patience {
+            tokio::time::sleep(clickhouse.insert_interval.get() / 5).await;
+        }
+    }
     for (index, question) in QUESTIONS.iter().enumerate() {
         let body = client::ask(&http.to_string(), None, question.sql, "json").await?;
         say(&format!("{}. {}\n", index + 1, question.title));
@@ -230,12 +275,12 @@ async fn play(
         directory.join("slo.yaml").display()
     ));
     on_call.show().await?;
-    let server =
+    let at =
         if http.port() == crate::config::defaults::HTTP_PORT { String::new() } else { format!(" --server {http}") };
     say(&format!(
-        "Ask your own:  godseye query{server} \"SELECT count(*) FROM spans\"\n\
-         The budget:    godseye slo status{server}      what burned it: godseye slo explain payment-availability{server}\n\
-         Not now:       godseye silence add{server} service=payment --comment \"4521 is being rolled back\"\n"
+        "Ask your own:  godseye query{at} \"SELECT count(*) FROM spans\"\n\
+         The budget:    godseye slo status{at}      what burned it: godseye slo explain payment-availability{at}\n\
+         Not now:       godseye silence add{at} service=payment --comment \"4521 is being rolled back\"\n"
     ));
 
     say("the shop stays open; Ctrl-C ends the demo");

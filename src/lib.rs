@@ -7,6 +7,7 @@
 
 pub mod alerts;
 pub mod cli;
+pub mod clickhouse;
 pub mod client;
 pub mod config;
 pub mod demo;

@@ -39,7 +39,8 @@ use crate::alerts::files::Files;
 use crate::alerts::tables::Watched;
 use crate::alerts::{Alerts, Around, Health, Rerouter};
 use crate::cli::ProcessEnv;
-use crate::config::{self, Config, Overrides, Scope};
+use crate::clickhouse::ClickHouse;
+use crate::config::{self, Config, Engine, Overrides, Scope};
 use crate::logging::LevelHandle;
 
 /// How long the drain waits for a merge to end: most take less.
@@ -201,6 +202,7 @@ impl Server {
         let progress = Arc::new(ReplayProgress::default());
         let opened_store = Arc::new(OnceLock::new());
         let evaluated = Arc::new(OnceLock::new());
+        let opened_clickhouse = Arc::new(OnceLock::new());
         let authenticator = Arc::new(Authenticator::new(tokens(config)));
         reload.apply_to(Arc::clone(&authenticator));
         let doors = dashboards::Doors::new(dashboards::Deps {
@@ -209,6 +211,7 @@ impl Server {
                 draining: Arc::clone(&draining),
                 store: Arc::clone(&opened_store),
                 alerts: Arc::clone(&evaluated),
+                clickhouse: Arc::clone(&opened_clickhouse),
             }),
             authenticator: Arc::clone(&authenticator),
             limits: limits(config),
@@ -223,17 +226,36 @@ impl Server {
         let api = tokio::spawn(dashboards::serve(http, doors.router(), api_stop.clone()));
         let pg = tokio::spawn(dashboards::pg::serve(pg, doors.clone(), api_stop.clone()));
 
+        let clickhouse = ClickHouse::open(config, &mut registry).await?.map(Arc::new);
+        let sink = clickhouse.as_ref().map(|clickhouse| Arc::clone(&clickhouse.sink) as Arc<dyn store::sink::Sink>);
+        if let Some(clickhouse) = &clickhouse {
+            drop(opened_clickhouse.set(Arc::clone(clickhouse)));
+        }
+
         // Opening replays the log: minutes of work at worst, and none of it is async.
         let (store_config, opening) = (store_config(config), Arc::clone(&progress));
         let path = store_config.data_dir.clone();
-        let opened = tokio::task::spawn_blocking(move || Store::open(store_config, &opening, store_metrics)).await;
+        let opened =
+            tokio::task::spawn_blocking(move || Store::open_with(store_config, sink, &opening, store_metrics)).await;
         let store = opened
             .map_err(|error| ServeError::Start { what: "the store", detail: error.to_string() })?
             .map_err(|source| ServeError::Store { path, source })?;
         drop(opened_store.set(Arc::clone(&store)));
 
         let watched = Watched::default();
-        let source = Arc::new(query::StoreSource::new(Arc::clone(&store)));
+        let source = Arc::new(match &clickhouse {
+            None => query::StoreSource::new(Arc::clone(&store)),
+            Some(clickhouse) => {
+                let segments = store.segments().len();
+                if segments > 0 {
+                    tracing::warn!(
+                        segments,
+                        "the data directory has telemetry from before ClickHouse; queries do not see it"
+                    );
+                }
+                query::StoreSource::remote(Arc::clone(&store), clickhouse.remote(config))
+            }
+        });
         let engine = query::Engine::offering(engine_config(config), source, watched.tables())
             .map_err(|error| ServeError::Start { what: "the query engine", detail: error.to_string() })?;
         engine.register(&mut registry);
@@ -319,6 +341,12 @@ impl Server {
     #[must_use]
     pub const fn addresses(&self) -> Addresses {
         self.addresses
+    }
+
+    /// Acknowledged rows that are in the log and in memory only.
+    #[must_use]
+    pub fn waiting_rows(&self) -> u64 {
+        self.store.stats().memtable_rows
     }
 
     /// Ends the server from the edge inwards, within the configured bound.
@@ -436,12 +464,15 @@ struct Readiness {
     store: Arc<OnceLock<Arc<Store>>>,
     /// Once rules and SLOs are evaluated.
     alerts: Arc<OnceLock<Health>>,
+    /// Once it was looked for, if it keeps telemetry.
+    clickhouse: Arc<OnceLock<Arc<ClickHouse>>>,
 }
 
 impl dashboards::Readiness for Readiness {
     fn degraded(&self) -> Vec<String> {
         let mut problems = self.store.get().map_or_else(Vec::new, |store| store.problems());
         problems.extend(self.alerts.get().map_or_else(Vec::new, Health::problems));
+        problems.extend(self.clickhouse.get().and_then(|clickhouse| clickhouse.sink.trouble()));
         problems
     }
 
@@ -490,6 +521,11 @@ fn store_config(config: &Config) -> StoreConfig {
     store.compaction.output_bytes_max = storage.compaction.target_bytes.0;
     store.compaction.interval_ms = milliseconds(storage.compaction.interval.get());
     store.derived = storage.derived;
+    if storage.engine == Engine::ClickHouse {
+        // Queries see what was inserted, and ask for what is derived when they need it.
+        store.memtable_flush_interval_ms = milliseconds(storage.clickhouse.insert_interval.get());
+        store.derived = false;
+    }
     for (signal, kept) in [
         (Signal::Traces, &storage.retention.traces),
         (Signal::Metrics, &storage.retention.metrics),

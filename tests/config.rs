@@ -147,6 +147,8 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
         otlp_http: Some("127.0.0.1:32".to_owned()),
         http: Some("127.0.0.1:33".to_owned()),
         pg: Some("127.0.0.1:34".to_owned()),
+        storage: Some("clickhouse".to_owned()),
+        clickhouse_urls: vec!["http://a:1".to_owned()],
         alertmanager_config: Some("/am.yml".to_owned()),
         rules: vec!["/r1.yml".to_owned(), "/r2.yml".to_owned()],
         slos: vec!["/slos".to_owned()],
@@ -160,6 +162,8 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     want.receivers.otlp.protocols.http.endpoint = "127.0.0.1:32".parse().unwrap();
     want.http.endpoint = "127.0.0.1:33".parse().unwrap();
     want.pg.endpoint = "127.0.0.1:34".parse().unwrap();
+    want.storage.engine = godseye::config::Engine::ClickHouse;
+    want.storage.clickhouse.urls = vec!["http://a:1".to_owned()];
     want.alerting.alertmanager_config = Some(PathBuf::from("/am.yml"));
     want.alerting.rules = vec![PathBuf::from("/r1.yml"), PathBuf::from("/r2.yml")];
     want.alerting.slos = vec![PathBuf::from("/slos")];

@@ -13,7 +13,7 @@ use datafusion::logical_expr::{Expr, LogicalPlan};
 use model::tenant::TenantId;
 
 use crate::bounds;
-use crate::engine::{Engine, Inner, as_typed};
+use crate::engine::{Engine, Inner, Limits, as_typed};
 use crate::error::QueryError;
 use crate::guard::{self, Checked};
 use crate::provider::ScanCounters;
@@ -48,7 +48,7 @@ async fn describe(engine: &Inner, tenant: &TenantId, sql: &str) -> Result<Descri
             return Ok(Description { parameters: Vec::new(), schema: crate::engine::columns_schema() });
         }
     };
-    let snapshot = engine.source.snapshot(tenant);
+    let snapshot = engine.snapshot(tenant, false, Limits::default()).await?;
     let state = engine.session(tenant, snapshot, &Arc::new(ScanCounters::default()), engine.memory())?;
     let plan = state.statement_to_plan(statement).await?;
     bounds::before_optimizing(&plan)?;

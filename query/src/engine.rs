@@ -51,7 +51,7 @@ use tokio::time::Instant;
 use crate::bounds;
 use crate::catalog::{self, Catalog};
 use crate::collapse::CollapsePartials;
-use crate::error::{ErrorKind, QueryError, is_storage};
+use crate::error::{ErrorKind, QueryError, external, is_storage};
 use crate::follow::Places;
 use crate::functions::{Allowance, Functions, guarded};
 use crate::guard::{self, Checked, DENIED_FUNCTIONS};
@@ -62,6 +62,7 @@ use crate::offered::{self, Offered, OfferedTable};
 use crate::portions::{COPIED_BYTES_MAX, portioned};
 use crate::provider::{SEGMENT_STORE, ScanCounters};
 use crate::queue::{Client, Permit, Queue, QueueConfig};
+use crate::remote::{self, Reaching};
 use crate::rewrite::{TelemetryPlanner, TelemetryRewrite};
 use crate::source::{Snapshot, Source};
 use crate::tables::{TABLE_NAMES, Tables};
@@ -222,6 +223,7 @@ pub(crate) struct Inner {
     window_functions: Vec<Arc<WindowUDF>>,
     physical_rules: Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>,
     metrics: Metrics,
+    pub(crate) reaching: Reaching,
 }
 
 impl std::fmt::Debug for Engine {
@@ -307,6 +309,7 @@ impl Engine {
                 .chain(PhysicalOptimizer::new().rules)
                 .collect(),
             metrics,
+            reaching: Reaching::default(),
             config,
         };
         Ok(Self { inner: Arc::new(inner), runtime: Some(runtime), queue, places: Arc::default() })
@@ -511,7 +514,7 @@ struct Scanned {
 
 impl Scanned {
     fn add(&mut self, plan: &Arc<dyn ExecutionPlan>) {
-        if plan.name() == "DataSourceExec"
+        if matches!(plan.name(), "DataSourceExec" | "RemoteExec")
             && let Some(metrics) = plan.metrics()
         {
             let sum = |name: &str| metrics.sum_by_name(name).map_or(0, |value| value.as_usize() as u64);
@@ -693,7 +696,7 @@ impl Run {
         let statement = match guard::check(&self.sql)? {
             Checked::Query(statement) => *statement,
             Checked::ShowTables => return show_tables(&self.engine.offered),
-            Checked::Describe(table) => return self.describe(&table),
+            Checked::Describe(table) => return self.describe(&table).await,
         };
         let mut excluded = BTreeSet::new();
         let mut rows_at_once = bounds::ROWS_AT_ONCE_MAX;
@@ -770,11 +773,16 @@ impl Run {
         rows_at_once: usize,
         widest: &Arc<AtomicU64>,
     ) -> Result<Started, DataFusionError> {
-        let mut snapshot = if names_derived_table(&statement)? {
-            self.engine.source.snapshot_with_derived(&self.tenant)
-        } else {
-            self.engine.source.snapshot(&self.tenant)
-        };
+        let with_derived = names_derived_table(&statement)?;
+        if with_derived && self.engine.source.remote().is_some() {
+            // An answer without rows would look like silence.
+            return Err(external(
+                QueryError::refused("span_metrics and service_edges are not kept where ClickHouse stores telemetry")
+                    .hint("count spans: SELECT time_bucket('10s', start_time), service_name, count(*) FROM spans GROUP BY 1, 2"),
+            ));
+        }
+        let mut snapshot = self.engine.snapshot(&self.tenant, with_derived, self.limits).await.map_err(external)?;
+        let reach = snapshot.reach.clone();
         if !excluded.is_empty() {
             for table in Table::ALL {
                 snapshot.table_mut(table).segments.retain(|segment| !excluded.contains(&segment.id));
@@ -809,6 +817,10 @@ impl Run {
         bounds::before_optimizing(&plan)?;
         let plan: LogicalPlan = state.optimize(&plan)?;
         let cost = bounds::before_running(&plan)?;
+        let plan = match &reach {
+            Some(reach) => remote::push_down(plan, reach)?,
+            None => plan,
+        };
         if let Some(allowance) = state.config().get_extension::<Allowance>() {
             allowance.share(cost.growing);
         }
@@ -839,8 +851,8 @@ impl Run {
         Ok(Started { schema, held, rest: Some(stream), reserved: Some(reserved), counters })
     }
 
-    fn describe(&self, table: &str) -> Result<Started, QueryError> {
-        let snapshot = self.engine.source.snapshot(&self.tenant);
+    async fn describe(&self, table: &str) -> Result<Started, QueryError> {
+        let snapshot = self.engine.snapshot(&self.tenant, false, self.limits).await?;
         let functions = Functions::new(&snapshot.kinds);
         let tables = Tables::new(
             self.tenant.clone(),
@@ -972,6 +984,23 @@ pub(crate) fn as_typed(schema: &SchemaRef) -> SchemaRef {
 }
 
 impl Inner {
+    /// The tenant's data at this instant, and where it is.
+    pub(crate) async fn snapshot(
+        &self,
+        tenant: &TenantId,
+        with_derived: bool,
+        limits: Limits,
+    ) -> Result<Snapshot, QueryError> {
+        let Some(remote) = self.source.remote() else {
+            let source = &self.source;
+            return Ok(if with_derived { source.snapshot_with_derived(tenant) } else { source.snapshot(tenant) });
+        };
+        let reach = self.reaching.reach(remote, tenant, limits).await?;
+        let mut snapshot = Snapshot::new(reach.observed());
+        snapshot.reach = Some(reach);
+        Ok(snapshot)
+    }
+
     /// A session that knows one tenant's tables and nothing else.
     pub(crate) fn session(
         &self,

@@ -301,7 +301,7 @@ pub fn is_container(data_type: &DataType) -> bool {
     *data_type == attributes_type() || *data_type == context_type()
 }
 
-fn parse_origin(text: &str) -> Option<(Table, Container)> {
+pub(crate) fn parse_origin(text: &str) -> Option<(Table, Container)> {
     let (table, container) = text.split_once('.')?;
     let container = Container::ALL.into_iter().find(|known| known.name() == container)?;
     Some((Table::from_name(table)?, container))

@@ -19,6 +19,7 @@
 //! - [`tables`]: the logical tables people type; `derived`, `partials`, `collapse`: those derived from spans
 //! - [`catalog`]: what there is to ask, for programs: tables, columns, attribute keys, `information_schema`
 //! - [`script`]: statements and parameters in a text; what one asks for and answers is a [`Description`]
+//! - [`remote`]: the same where the rows are in ClickHouse
 //! - [`functions`], [`rewrite`]: typed attribute access and hex ids
 //! - `time`, `rate`, `histogram`, `quantile`: the functions over time and metrics; `aggregate`: how
 //!   those that aggregate run; `text`: those over text
@@ -60,6 +61,7 @@ pub mod provider;
 mod quantile;
 mod queue;
 mod rate;
+pub mod remote;
 pub mod render;
 pub mod rewrite;
 pub mod script;
@@ -79,6 +81,7 @@ pub use engine::{Engine, EngineConfig, Limits, QueryOutput, QueryStats};
 pub use error::{ErrorKind, QueryError};
 pub use follow::{Following, News};
 pub use queue::Client;
+pub use remote::{Remote, RemoteLimits, RowsElsewhere};
 pub use source::{SegmentFile, Snapshot, Source};
 pub use stored::StoreSource;
 pub use time::write_duration;

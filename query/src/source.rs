@@ -18,6 +18,8 @@ use model::ledger::LedgerLine;
 use model::signal::Table;
 use model::tenant::TenantId;
 
+use crate::remote::{Reach, Remote};
+
 /// A Parquet file of one table, immutable while any clone of this lives.
 #[derive(Clone)]
 pub struct SegmentFile {
@@ -80,6 +82,8 @@ pub struct Snapshot {
     pub derived: Option<Derived>,
     /// Which kinds each attribute key has been seen with.
     pub kinds: Arc<dyn ObservedKinds>,
+    /// Where the rows are when they are not here.
+    pub(crate) reach: Option<Arc<Reach>>,
 }
 
 impl fmt::Debug for Snapshot {
@@ -92,7 +96,7 @@ impl Snapshot {
     /// A snapshot without rows.
     #[must_use]
     pub fn new(kinds: Arc<dyn ObservedKinds>) -> Self {
-        Self { tables: std::array::from_fn(|_| TableSnapshot::default()), derived: None, kinds }
+        Self { tables: std::array::from_fn(|_| TableSnapshot::default()), derived: None, kinds, reach: None }
     }
 
     /// The rows of a table.
@@ -184,6 +188,11 @@ pub trait Source: Send + Sync {
     /// for each span that came in the last moments. Where nothing is derived they are empty.
     fn snapshot_with_derived(&self, tenant: &TenantId) -> Snapshot {
         Snapshot { derived: Some(Derived { complete: true, ..Derived::default() }), ..self.snapshot(tenant) }
+    }
+
+    /// Where rows are asked for instead, when they are elsewhere: a snapshot has none of them then.
+    fn remote(&self) -> Option<Arc<dyn Remote>> {
+        None
     }
 
     /// The kinds of a table's attributes at this instant: those of a snapshot, without one.

@@ -14,16 +14,26 @@ use model::signal::Table;
 use model::tenant::TenantId;
 use store::{AttributeKinds, DerivedSegment, Followed, Segment, Store};
 
+use crate::remote::Remote;
 use crate::source::{Container, Derived, Fresh, ObservedKinds, SegmentFile, Snapshot, Source};
 
 /// A [`Store`] to ask questions of.
-pub struct StoreSource(Arc<Store>);
+pub struct StoreSource {
+    store: Arc<Store>,
+    remote: Option<Arc<dyn Remote>>,
+}
 
 impl StoreSource {
     /// Over an open store.
     #[must_use]
     pub const fn new(store: Arc<Store>) -> Self {
-        Self(store)
+        Self { store, remote: None }
+    }
+
+    /// Over a store whose rows go elsewhere, where they are asked for: the store has only those that are on their way.
+    #[must_use]
+    pub const fn remote(store: Arc<Store>, remote: Arc<dyn Remote>) -> Self {
+        Self { store, remote: Some(remote) }
     }
 }
 
@@ -97,12 +107,16 @@ fn derived_file(segment: &Arc<DerivedSegment>) -> SegmentFile {
 }
 
 impl Source for StoreSource {
+    fn remote(&self) -> Option<Arc<dyn Remote>> {
+        self.remote.clone()
+    }
+
     fn snapshot(&self, tenant: &TenantId) -> Snapshot {
-        Self::handed_over(&self.0.snapshot(tenant))
+        Self::handed_over(&self.store.snapshot(tenant))
     }
 
     fn snapshot_with_derived(&self, tenant: &TenantId) -> Snapshot {
-        let stored = self.0.snapshot_with_derived(tenant);
+        let stored = self.store.snapshot_with_derived(tenant);
         let mut snapshot = Self::handed_over(&stored);
         if let Some(from) = stored.derived() {
             let mut derived = Derived { complete: from.is_complete(), ..Derived::default() };
@@ -117,12 +131,12 @@ impl Source for StoreSource {
     }
 
     fn kinds(&self, tenant: &TenantId, table: Table) -> Arc<dyn ObservedKinds> {
-        let of_table = |known: Table| if known == table { self.0.kinds(tenant, table) } else { Arc::default() };
+        let of_table = |known: Table| if known == table { self.store.kinds(tenant, table) } else { Arc::default() };
         Arc::new(StoredKinds(Table::ALL.map(of_table)))
     }
 
     fn follow(&self, tenant: &TenantId, table: Table) -> BoxStream<'static, Fresh> {
-        let mut follower = self.0.follow(tenant, table);
+        let mut follower = self.store.follow(tenant, table);
         let published = stream::poll_fn(move |context| follower.poll_next(context));
         let fresh = published.map(|followed| match followed {
             Followed::Batches(batches) => Fresh::Rows(batches),
@@ -132,13 +146,13 @@ impl Source for StoreSource {
     }
 
     fn ledger(&self, tenant: &TenantId) -> Result<Vec<LedgerLine>, String> {
-        self.0.ledger(tenant).map_err(|error| error.to_string())
+        self.store.ledger(tenant).map_err(|error| error.to_string())
     }
 
     fn verify(&self, segment: &SegmentFile) -> Result<(), String> {
         let pin = segment.pin.as_ref();
         let verified = match pin.and_then(|pin| pin.downcast_ref::<Segment>()) {
-            Some(stored) => Some(self.0.verify(stored)),
+            Some(stored) => Some(self.store.verify(stored)),
             None => pin.and_then(|pin| pin.downcast_ref::<DerivedSegment>()).map(DerivedSegment::verify),
         };
         match verified {
@@ -151,8 +165,8 @@ impl Source for StoreSource {
     fn quarantine(&self, segment: &SegmentFile, why: &str) -> Result<(), String> {
         let pin = segment.pin.as_ref().and_then(|pin| pin.downcast_ref::<DerivedSegment>());
         let outcome = match pin {
-            Some(derived) => self.0.quarantine_derived(derived, why),
-            None => self.0.quarantine(segment.id, why),
+            Some(derived) => self.store.quarantine_derived(derived, why),
+            None => self.store.quarantine(segment.id, why),
         };
         outcome.map(drop).map_err(|error| error.to_string())
     }

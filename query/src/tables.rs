@@ -27,6 +27,7 @@ use crate::functions::Functions;
 use crate::histogram;
 use crate::offered::Offered;
 use crate::provider::{PhysicalTable, ScanCounters};
+use crate::remote::RemoteTable;
 use crate::source::{Container, Snapshot, Source};
 
 /// Every table of telemetry, in the order SHOW TABLES prints; those that are offered follow.
@@ -148,6 +149,9 @@ impl Tables {
     }
 
     fn physical(&self, table: Table) -> Arc<dyn TableProvider> {
+        if let Some(reach) = &self.snapshot.reach {
+            return Arc::new(RemoteTable::new(Arc::clone(reach), table));
+        }
         Arc::new(PhysicalTable::new(table, self.snapshot.table(table).clone(), Arc::clone(&self.counters)))
     }
 
@@ -328,6 +332,9 @@ impl Tables {
     }
 
     fn ledger(&self) -> Result<Arc<dyn TableProvider>> {
+        if let Some(reach) = &self.snapshot.reach {
+            return Ok(Arc::new(RemoteTable::ledger(Arc::clone(reach), ledger_schema())));
+        }
         let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(table) = ledger.as_ref() {
             return Ok(Arc::clone(table));

@@ -198,6 +198,11 @@ fn bucket_start(time: i64, width: i64, origin: i64) -> Option<i64> {
     time.checked_sub(if into < 0 { into + width } else { into })
 }
 
+/// Width and origin of a call of `time_bucket` whose interval and origin are constants, nanoseconds.
+pub(crate) fn bucket_of(args: &[Expr]) -> Option<(i64, i64)> {
+    TimeBucket::constants(args)
+}
+
 /// `time_bucket(interval, time [, origin])`
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct TimeBucket {

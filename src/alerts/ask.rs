@@ -9,6 +9,7 @@ use arrow::array::{Array as _, AsArray as _, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, TimeUnit, TimestampNanosecondType};
 use async_trait::async_trait;
+use model::signal::Table;
 use model::tenant::TenantId;
 use model::time::Timestamp;
 use query::render::Values;
@@ -50,6 +51,18 @@ impl Asker {
             return Err(format!("the answer has more than {ROWS_MAX} rows or too many bytes: select less"));
         }
         Ok(batches)
+    }
+
+    /// Rows of a table within a time that are in ClickHouse; `None` when it keeps none.
+    pub(super) async fn rows_elsewhere(
+        &self,
+        tenant: &TenantId,
+        table: Table,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Result<Option<query::RowsElsewhere>, String> {
+        let _turn = self.turns.acquire().await.map_err(|error| error.to_string())?;
+        self.engine.rows_elsewhere(tenant, table, from.0, to.0).await.map_err(|error| error.to_string())
     }
 
     /// The pairs of `time` and `value` of an answer; rows without either are left out.

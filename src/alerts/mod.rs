@@ -209,6 +209,7 @@ impl Alerts {
             let stored = telemetry::Stored {
                 store: Arc::clone(&store),
                 asker: asker.clone(),
+                is_elsewhere: config.storage.engine == config::Engine::ClickHouse,
                 runtime: runtime.clone(),
                 stop: slos_stop.clone(),
             };

@@ -5,8 +5,8 @@
 
 use super::units::{ByteSize, Interval};
 use super::{
-    Alerting, Auth, Compaction, Config, Grpc, Http, Limits, Log, LogFormat, LogLevel, Memtable, Otlp, OtlpHttp, Pg,
-    Protocols, Query, Receivers, Retention, Shutdown, Storage, Wal,
+    Alerting, Auth, ClickHouse, Compaction, Config, Engine, Grpc, Http, Limits, Log, LogFormat, LogLevel, Memtable,
+    Otlp, OtlpHttp, Pg, Protocols, Query, Receivers, Retention, Shutdown, Storage, Wal,
 };
 use model::tenant::TenantId;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -76,6 +76,36 @@ pub const COMPACTION_TARGET_BYTES: ByteSize = ByteSize(256 * MIB);
 
 /// A week covers "since last week's release" at a size one disk holds.
 pub const RETENTION: Interval = Interval::seconds(7 * 24 * 3600);
+
+/// ClickHouse's port on this machine.
+pub const CLICKHOUSE_URL: &str = "http://127.0.0.1:8123";
+
+/// The user that a fresh ClickHouse has.
+pub const CLICKHOUSE_USER: &str = "default";
+
+/// A database of our own: its tables have the plain names of ours.
+pub const CLICKHOUSE_DATABASE: &str = "godseye";
+
+/// Parts large enough that the server merges little, and a body of some MiB.
+pub const CLICKHOUSE_INSERT_ROWS: u64 = clickhouse_store::config::INSERT_ROWS_DEFAULT as u64;
+
+/// Queries see what was inserted, so this is how old an answer may be; a part a second and table is merged with ease.
+pub const CLICKHOUSE_INSERT_INTERVAL: Interval = Interval::seconds(1);
+
+/// So many saturate a server before one writer is.
+pub const CLICKHOUSE_INSERTS_AT_ONCE: u64 = clickhouse_store::config::IN_FLIGHT_DEFAULT as u64;
+
+/// A repetition is known although so many other inserts came between.
+pub const CLICKHOUSE_DEDUPLICATION_WINDOW: u64 = clickhouse_store::config::DEDUPLICATION_WINDOW_DEFAULT as u64;
+
+/// Longer than a merge or a quorum holds an insert up.
+pub const CLICKHOUSE_TIMEOUT: Interval = Interval::seconds(30);
+
+/// A host that takes no connection in this time is gone.
+pub const CLICKHOUSE_CONNECT_TIMEOUT: Interval = Interval::seconds(2);
+
+/// A group-by of some ten million groups; a server that is worth its own machine has several times that.
+pub const CLICKHOUSE_QUERY_MEMORY_BYTES: ByteSize = ByteSize(4096 * MIB);
 
 /// Two of the largest requests at once, or thousands of usual ones; more arrive as retryable refusals.
 pub const IN_FLIGHT_BYTES: ByteSize = ByteSize(128 * MIB);
@@ -155,6 +185,8 @@ impl Default for Config {
             pg: Pg { endpoint: local(PG_PORT) },
             auth: Auth { allow_unauthenticated: false, tokens: Vec::new() },
             storage: Storage {
+                engine: Engine::Embedded,
+                clickhouse: ClickHouse::default(),
                 wal: Wal { segment_bytes: WAL_SEGMENT_BYTES, min_free_bytes: WAL_MIN_FREE_BYTES },
                 memtable: Memtable {
                     flush_bytes: MEMTABLE_FLUSH_BYTES,

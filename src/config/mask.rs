@@ -138,6 +138,8 @@ impl Walk<'_> {
                 let range = node.at.start..node.at.end;
                 let is_reference = self.text.get(range.clone()).is_some_and(is_reference);
                 if zone == Zone::Open || is_reference {
+                    let hidden = self.text.get(range.clone()).map(of_address).unwrap_or_default();
+                    self.masked.extend(hidden.into_iter().map(|part| range.start + part.start..range.start + part.end));
                     self.shown.push(range);
                 } else {
                     self.masked.push(range);
@@ -212,6 +214,19 @@ fn secret_word(line: &str) -> Option<usize> {
         at = end;
     }
     None
+}
+
+/// What stands before the `@` of web addresses: a user and a password.
+pub(super) fn of_address(text: &str) -> Vec<Range<usize>> {
+    let ends = |c: char| c.is_whitespace() || matches!(c, '/' | ',' | '"' | '\'');
+    text.match_indices("://")
+        .filter_map(|(at, found)| {
+            let start = at + found.len();
+            let rest = &text[start..];
+            let end = rest.find(ends).unwrap_or(rest.len());
+            rest[..end].rfind('@').map(|sign| start..start + sign)
+        })
+        .collect()
 }
 
 /// Sorts ranges, joins those that overlap and drops the empty ones.

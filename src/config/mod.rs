@@ -19,6 +19,7 @@
 //! - Relative paths are relative to the working directory, as they are for flags.
 //! - No file at all is fine; a file that was named must be there.
 
+mod clickhouse;
 pub mod defaults;
 mod expand;
 mod mask;
@@ -31,6 +32,7 @@ mod suggest;
 mod units;
 mod yaml;
 
+pub use clickhouse::{Ack, ClickHouse, Engine};
 pub use report::{Diagnostic, Report, Severity};
 pub use secret::Secret;
 pub use units::{ByteSize, Interval};
@@ -179,6 +181,10 @@ impl Scope {
 /// What happens to telemetry once it is in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Storage {
+    /// What keeps it.
+    pub engine: Engine,
+    /// ClickHouse, where that is what does.
+    pub clickhouse: ClickHouse,
     /// The write-ahead log.
     pub wal: Wal,
     /// Rows not yet in a segment.
@@ -386,6 +392,10 @@ pub struct Overrides {
     pub http: Option<String>,
     /// `--pg`.
     pub pg: Option<String>,
+    /// `--storage`.
+    pub storage: Option<String>,
+    /// `--clickhouse-url`, each.
+    pub clickhouse_urls: Vec<String>,
     /// `--alertmanager-config`.
     pub alertmanager_config: Option<String>,
     /// `--rules`, each.
@@ -413,8 +423,11 @@ struct Setting {
 /// Between the paths of a list that is one text, as in `PATH`.
 const PATHS_SEPARATOR: &str = ":";
 
+/// Between the URLs of a list that is one text.
+const URLS_SEPARATOR: &str = ",";
+
 /// Every key that the environment and a flag can set too.
-const SETTINGS: [Setting; 11] = [
+const SETTINGS: [Setting; 16] = [
     Setting { path: &["data_dir"], variable: "GODSEYE_DATA_DIR", flag: "--data-dir" },
     Setting {
         path: &["receivers", "otlp", "protocols", "grpc", "endpoint"],
@@ -428,6 +441,12 @@ const SETTINGS: [Setting; 11] = [
     },
     Setting { path: &["http", "endpoint"], variable: "GODSEYE_HTTP", flag: "--http" },
     Setting { path: &["pg", "endpoint"], variable: "GODSEYE_PG", flag: "--pg" },
+    Setting { path: &["storage", "engine"], variable: "GODSEYE_STORAGE", flag: "--storage" },
+    Setting { path: &["storage", "clickhouse", "urls"], variable: "GODSEYE_CLICKHOUSE_URL", flag: "--clickhouse-url" },
+    // Without flags: a command line is no place for a password, and these go with it.
+    Setting { path: &["storage", "clickhouse", "user"], variable: "GODSEYE_CLICKHOUSE_USER", flag: "" },
+    Setting { path: &["storage", "clickhouse", "password"], variable: "GODSEYE_CLICKHOUSE_PASSWORD", flag: "" },
+    Setting { path: &["storage", "clickhouse", "database"], variable: "GODSEYE_CLICKHOUSE_DATABASE", flag: "" },
     Setting {
         path: &["alerting", "alertmanager_config"],
         variable: "GODSEYE_ALERTMANAGER_CONFIG",
@@ -454,6 +473,11 @@ impl Overrides {
             self.otlp_http.clone(),
             self.http.clone(),
             self.pg.clone(),
+            self.storage.clone(),
+            (!self.clickhouse_urls.is_empty()).then(|| self.clickhouse_urls.join(URLS_SEPARATOR)),
+            None,
+            None,
+            None,
             self.alertmanager_config.clone(),
             paths(&self.rules),
             paths(&self.slos),
@@ -582,6 +606,7 @@ fn assemble(file: Option<ConfigFile>, overrides: Option<&Overrides>, env: &dyn E
             };
             let tree = nest(setting.path, sources.len(), &text);
             let mut source = Source::new(&name, &text, false);
+            source.masked = mask::of_address(&text);
             if text.trim().is_empty() {
                 // So that there is a line to show.
                 source.text = "\"\"".to_owned();

@@ -88,6 +88,16 @@ impl<'a, 'r> Reader<'a, 'r> {
         self.report(finding);
     }
 
+    /// Whether a key says `null`, which thereby is read.
+    fn take_null(&mut self, key: &'static str) -> bool {
+        let entry = self.entries.iter().find(|(candidate, _)| candidate.text == key);
+        let is_null = entry.is_some_and(|(_, node)| matches!(&node.value, Value::Scalar(scalar) if scalar.is_null()));
+        if is_null {
+            self.take(key);
+        }
+        is_null
+    }
+
     /// The scalar of a key, or nothing if it is absent, or wrong and reported.
     fn scalar(&mut self, key: &'static str, expected: &str) -> Option<(&'a Scalar, &'a Place)> {
         let (key, node) = self.take(key)?;
@@ -579,6 +589,111 @@ impl Visitor for Reader<'_, '_> {
         }
     }
 
+    fn urls(&mut self, key: &'static str, value: &mut Vec<String>) {
+        const EXPECTED: &str = "expected a list of web addresses such as http://127.0.0.1:8123";
+        let Some((key, node)) = self.take(key) else {
+            return;
+        };
+        // One text is what a flag or a variable has: addresses with commas between.
+        let items: Vec<(&Scalar, &str, &Place)> = match &node.value {
+            Value::Scalar(scalar) if scalar.broken => return,
+            Value::Scalar(scalar) if !scalar.is_null() => {
+                scalar.text.split(super::URLS_SEPARATOR).map(|url| (scalar, url.trim(), &node.at)).collect()
+            }
+            Value::List(items) => {
+                let mut urls = Vec::new();
+                for item in items {
+                    match &item.value {
+                        Value::Scalar(scalar) if scalar.broken => return,
+                        Value::Scalar(scalar) if !scalar.is_null() => urls.push((scalar, scalar.text.trim(), &item.at)),
+                        _ => return self.wrong_kind(key, item, EXPECTED),
+                    }
+                }
+                urls
+            }
+            _ => return self.wrong_kind(key, node, EXPECTED),
+        };
+        if items.is_empty() {
+            let message = format!("{} is empty", quote(&join(&self.path, &key.text)));
+            self.report(Finding::error(key.at.clone(), &message, EXPECTED));
+            return;
+        }
+        let mut urls: Vec<String> = Vec::new();
+        for (scalar, url, at) in items {
+            let uri: Option<http::Uri> = url.parse().ok();
+            let is_plain = uri.as_ref().is_some_and(|uri| {
+                matches!(uri.scheme_str(), Some("http" | "https"))
+                    && uri.host().is_some_and(|host| !host.is_empty())
+                    && uri.query().is_none()
+                    // A password in an address would be shown with it.
+                    && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+            });
+            if !is_plain {
+                let help = url.contains('@').then(|| "the user and the password have keys of their own".to_owned());
+                let scalar = Scalar { referenced: scalar.referenced || url.contains('@'), ..scalar.clone() };
+                let refusal = Refusal { expected: EXPECTED.to_owned(), help };
+                self.refuse(&key.text, &scalar, at, "a web address", refusal);
+                return;
+            }
+            let url = url.trim_end_matches('/').to_owned();
+            if urls.contains(&url) {
+                let message = format!("{} names an address twice", quote(&join(&self.path, &key.text)));
+                self.report(Finding::error(at.clone(), &message, "expected each address once"));
+                return;
+            }
+            urls.push(url);
+        }
+        *value = urls;
+    }
+
+    fn text(&mut self, key: &'static str, value: &mut String) {
+        const EXPECTED: &str = "expected a name";
+        let Some((scalar, at)) = self.scalar(key, EXPECTED) else {
+            return;
+        };
+        if scalar.text.trim().is_empty() || scalar.text.contains(char::is_control) {
+            let refusal = Refusal { expected: EXPECTED.to_owned(), help: None };
+            self.refuse(key, scalar, at, "a name", refusal);
+        } else {
+            scalar.text.clone_into(value);
+        }
+    }
+
+    fn name(&mut self, key: &'static str, value: &mut Option<String>) {
+        if self.take_null(key) {
+            *value = None;
+            return;
+        }
+        let mut text = value.take().unwrap_or_default();
+        self.text(key, &mut text);
+        *value = (!text.is_empty()).then_some(text);
+    }
+
+    fn secret(&mut self, key: &'static str, value: &mut Option<Secret>) {
+        if self.take_null(key) {
+            *value = None;
+            return;
+        }
+        let Some((scalar, at)) = self.scalar(key, "expected a text, such as ${env:CLICKHOUSE_PASSWORD}") else {
+            return;
+        };
+        if scalar.text == MASK {
+            let message = format!("{} is the mask shown in place of a secret", quote(&join(&self.path, key)));
+            let finding = Finding::error(at.clone(), &message, "expected the secret itself");
+            self.report(finding.help("this configuration was printed by godseye, which does not print secrets"));
+            return;
+        }
+        for path in &scalar.files {
+            self.warn_if_world_readable(Path::new(path), at);
+        }
+        if !scalar.referenced && self.reading.is_world_readable {
+            let message = format!("{} in a file that every user can read", quote(&join(&self.path, key)));
+            let finding = Finding::warning(at.clone(), &message, "can be read by others");
+            self.report(finding.help("chmod 600 the file, or write ${env:NAME} or ${file:/path}"));
+        }
+        *value = (!scalar.text.is_empty()).then(|| Secret::new(scalar.text.clone()));
+    }
+
     fn tenant(&mut self, key: &'static str, value: &mut TenantId) {
         let Some((scalar, at)) = self.scalar(key, TENANT_EXPECTED) else {
             return;
@@ -703,6 +818,25 @@ pub(super) fn check_rules(config: &Config, reading: &mut Reading<'_>) {
             let message = format!("{} ({request}) is more than `limits.in_flight_bytes` ({in_flight})", quote(path));
             findings.push(Finding::error(at, &message, "the largest request would never be let in"));
         }
+    }
+    let clickhouse = &config.storage.clickhouse;
+    if clickhouse.urls.len() > 1
+        && clickhouse.cluster.is_none()
+        && let Some(at) = place("storage.clickhouse.urls")
+    {
+        let finding = Finding::error(at, "several ClickHouse servers without a cluster", "expected one address");
+        findings.push(finding.help(
+            "only replicas of one table know what another has: name their cluster in `storage.clickhouse.cluster`",
+        ));
+    }
+    if clickhouse.ack == super::Ack::Replica
+        && clickhouse.cluster.is_none()
+        && let Some(at) = place("storage.clickhouse.ack")
+    {
+        findings.push(
+            Finding::error(at, "`storage.clickhouse.ack`: there are no replicas without a cluster", "expected `fsync`")
+                .help("name the cluster in `storage.clickhouse.cluster`"),
+        );
     }
     reading.findings.append(&mut findings);
 }

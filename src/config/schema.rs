@@ -4,7 +4,7 @@
 //! Defaults are not here (see `defaults`), nor are rules between two keys (see `read`).
 
 use super::units::{ByteSize, Interval};
-use super::{Config, LogFormat, LogLevel, Token};
+use super::{Config, Engine, LogFormat, LogLevel, Secret, Token, clickhouse};
 use model::tenant::TenantId;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -37,6 +37,14 @@ pub(super) trait Visitor {
     fn files(&mut self, key: &'static str, value: &mut Vec<PathBuf>);
     /// A web address that may be left out.
     fn url(&mut self, key: &'static str, value: &mut Option<String>);
+    /// A list of web addresses, not empty.
+    fn urls(&mut self, key: &'static str, value: &mut Vec<String>);
+    /// A text, not empty.
+    fn text(&mut self, key: &'static str, value: &mut String);
+    /// A text that may be left out.
+    fn name(&mut self, key: &'static str, value: &mut Option<String>);
+    /// What must not be shown, and may be left out.
+    fn secret(&mut self, key: &'static str, value: &mut Option<Secret>);
     /// A tenant's name.
     fn tenant(&mut self, key: &'static str, value: &mut TenantId);
     /// One of a few words, as an index.
@@ -76,6 +84,7 @@ pub(super) fn visit(config: &mut Config, v: &mut dyn Visitor) {
     });
     v.section("storage", &mut |v| {
         let storage = &mut c.storage;
+        choose(v, "engine", Engine::NAMES, &Engine::ALL, &mut storage.engine);
         v.section("wal", &mut |v| {
             // Below 1 MiB a file system spends its time on metadata; past 1 GiB replay has no steps.
             v.bytes("segment_bytes", &mut storage.wal.segment_bytes, MIB..=GIB);
@@ -100,6 +109,7 @@ pub(super) fn visit(config: &mut Config, v: &mut dyn Visitor) {
             v.interval("logs", &mut retention.logs, RETENTION_S);
             v.interval("profiles", &mut retention.profiles, RETENTION_S);
         });
+        v.section("clickhouse", &mut |v| clickhouse::visit(&mut storage.clickhouse, v));
     });
     v.section("alerting", &mut |v| {
         let alerting = &mut c.alerting;
@@ -142,7 +152,7 @@ const REQUEST_BYTES: RangeInclusive<u64> = KIB..=GIB;
 const RETENTION_S: RangeInclusive<u64> = 3600..=3650 * DAY;
 
 /// Lets a visitor choose among the values of an enum by name.
-fn choose<T: Copy + PartialEq>(
+pub(super) fn choose<T: Copy + PartialEq>(
     v: &mut dyn Visitor,
     key: &'static str,
     names: &'static [&'static str],
@@ -213,6 +223,18 @@ impl Visitor for Paths {
         self.add(key);
     }
     fn url(&mut self, key: &'static str, _: &mut Option<String>) {
+        self.add(key);
+    }
+    fn urls(&mut self, key: &'static str, _: &mut Vec<String>) {
+        self.add(key);
+    }
+    fn text(&mut self, key: &'static str, _: &mut String) {
+        self.add(key);
+    }
+    fn name(&mut self, key: &'static str, _: &mut Option<String>) {
+        self.add(key);
+    }
+    fn secret(&mut self, key: &'static str, _: &mut Option<Secret>) {
         self.add(key);
     }
     fn tenant(&mut self, key: &'static str, _: &mut TenantId) {

@@ -88,6 +88,11 @@ impl Setup {
         self.env.extend(value.map(|value| (name.to_owned(), value.to_owned())));
     }
 
+    /// Another text of the configuration file, for the next start.
+    pub fn set_config(&mut self, yaml: &str) {
+        yaml.clone_into(&mut self.config);
+    }
+
     /// Where the configuration file is.
     pub fn config_path(&self) -> PathBuf {
         self.folder.path().join("godseye.yaml")

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clickhouse::Client;
 use clickhouse::error::Error;
+use clickhouse::query::BytesCursor;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -104,6 +105,21 @@ impl Server {
         self.in_time(fetched).await
     }
 
+    /// Begins to read the answer to a query, in a format. How long it may take is a setting of the query.
+    pub(crate) fn open(
+        &self,
+        query: &str,
+        settings: &[(&'static str, String)],
+        format: &str,
+    ) -> Result<Answer<'_>, ClickHouseError> {
+        let mut query = self.client.query_raw(query);
+        for (name, value) in settings {
+            query = query.with_setting(*name, value.as_str());
+        }
+        let cursor = query.fetch_bytes(format).map_err(|error| self.failed(error))?;
+        Ok(Answer { server: self, cursor })
+    }
+
     /// The answer to a query, in lines of fields without their escapes: for names and types, which have none.
     pub(crate) async fn rows(&self, query: &str) -> Result<Vec<Vec<String>>, ClickHouseError> {
         let text = String::from_utf8_lossy(&self.fetch(query, "TSVRaw").await?).into_owned();
@@ -133,18 +149,32 @@ impl Server {
     }
 
     async fn in_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, ClickHouseError> {
-        let timed = tokio::time::timeout(Duration::from_millis(self.timeout_ms), work).await;
-        let host = || self.host.clone();
-        match timed {
-            Err(_) | Ok(Err(Error::TimedOut)) => {
-                Err(ClickHouseError::TimedOut { host: host(), timeout_ms: self.timeout_ms })
-            }
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(Error::BadResponse(text))) => {
-                Err(ClickHouseError::Server { host: host(), code: code_of(&text), message: cut(&text) })
-            }
-            Ok(Err(error)) => Err(ClickHouseError::Network { host: host(), reason: with_causes(&error) }),
+        match tokio::time::timeout(Duration::from_millis(self.timeout_ms), work).await {
+            Err(_) => Err(self.failed(Error::TimedOut)),
+            Ok(outcome) => outcome.map_err(|error| self.failed(error)),
         }
+    }
+
+    fn failed(&self, error: Error) -> ClickHouseError {
+        let host = self.host.clone();
+        match error {
+            Error::TimedOut => ClickHouseError::TimedOut { host, timeout_ms: self.timeout_ms },
+            Error::BadResponse(text) => ClickHouseError::Server { host, code: code_of(&text), message: cut(&text) },
+            error => ClickHouseError::Network { host, reason: with_causes(&error) },
+        }
+    }
+}
+
+/// An answer on its way.
+pub(crate) struct Answer<'a> {
+    server: &'a Server,
+    cursor: BytesCursor,
+}
+
+impl Answer<'_> {
+    /// The next bytes; `None` after the last ones.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ClickHouseError> {
+        self.cursor.next().await.map_err(|error| self.server.failed(error))
     }
 }
 

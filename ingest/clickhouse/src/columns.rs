@@ -6,8 +6,8 @@
 //! - **Attributes** become one map per type, and keep their shape, which alone has the order of keys of different types,
 //!   duplicates and empty values. With it nothing is lost; without it the maps answer `attributes.strings['http.route']`.
 //!   A `JSON` column would merge `a.b` with `{a: {b}}` and change types; one map of text would lose them.
-//! - **Resource and scope** stay whole as bytes, and are also there to ask: `resource_attributes` as text, `scope_name`,
-//!   `scope_version`.
+//! - **Resource and scope** stay whole as bytes, and are also there to ask: `resource_attributes` and `scope_attributes` as
+//!   text, `scope_name`, `scope_version` and both schema URLs.
 //! - **Exponential buckets** that are absent have a null `offset`, since ClickHouse has no null tuples before 26.
 //!
 //! Not here: statements and connections. Everything is a pure function.
@@ -47,6 +47,9 @@ pub fn columns(table: Table) -> Vec<(String, String)> {
         ("resource_attributes", "Map(LowCardinality(String), String)"),
         ("scope_name", "LowCardinality(String)"),
         ("scope_version", "LowCardinality(String)"),
+        ("scope_attributes", "Map(LowCardinality(String), String)"),
+        ("resource_schema_url", "LowCardinality(String)"),
+        ("scope_schema_url", "LowCardinality(String)"),
     ];
     let owned = |(name, kind): (&str, &str)| (name.to_owned(), kind.to_owned());
     let own = schema(table);
@@ -129,6 +132,8 @@ static LAYOUTS: LazyLock<[SchemaRef; Table::COUNT]> = LazyLock::new(|| {
         fields.extend(schema(table).fields().iter().map(laid_out));
         fields.push(map_field("resource_attributes", text_dictionary_type()));
         fields.extend([dictionary("scope_name"), dictionary("scope_version")]);
+        fields.push(map_field("scope_attributes", text_dictionary_type()));
+        fields.extend([dictionary("resource_schema_url"), dictionary("scope_schema_url")]);
         Arc::new(Schema::new(fields))
     })
 });
@@ -159,10 +164,13 @@ pub fn lay_out(table: Table, parts: &[(&TenantId, RecordBatch)], at: Timestamp) 
         columns.push(convert(field, column)?);
     }
     let context = |name: &str| batch.column_by_name(name).ok_or_else(|| ArrowError::SchemaError(name.to_owned()));
-    columns.push(resource_attributes(context("resource")?)?);
-    let scope = context("scope")?;
+    let (resource, scope) = (context("resource")?, context("scope")?);
+    columns.push(context_attributes(resource, "resource_attributes")?);
     columns.push(of_contexts(scope, |context| context.scope_name().to_owned())?);
     columns.push(of_contexts(scope, |context| context.scope_version().to_owned())?);
+    columns.push(context_attributes(scope, "scope_attributes")?);
+    columns.push(of_contexts(resource, |context| context.schema_url.to_owned())?);
+    columns.push(of_contexts(scope, |context| context.schema_url.to_owned())?);
     RecordBatch::try_new(layout(table), columns)
 }
 
@@ -383,7 +391,7 @@ fn of_contexts(column: &ArrayRef, text: impl Fn(&Context<'_>) -> String) -> Resu
     Ok(texts.finish())
 }
 
-fn resource_attributes(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+fn context_attributes(column: &ArrayRef, name: &str) -> Result<ArrayRef, ArrowError> {
     let (rows, contexts) = contexts(column)?;
     let (mut keys, mut values) = (Texts::default(), Texts::default());
     let known: Vec<Vec<(i32, i32)>> = contexts
@@ -405,9 +413,9 @@ fn resource_attributes(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
         keys.keys.extend(entries.iter().map(|entry| entry.0));
         values.keys.extend(entries.iter().map(|entry| entry.1));
         let end = i32::try_from(keys.keys.len());
-        ends.push(end.map_err(|_| ArrowError::InvalidArgumentError("too many resource attributes".to_owned()))?);
+        ends.push(end.map_err(|_| ArrowError::InvalidArgumentError(format!("too many {name}")))?);
     }
-    let field = map_field("resource_attributes", text_dictionary_type());
+    let field = map_field(name, text_dictionary_type());
     map(&field, OffsetBuffer::new(ends.into()), keys, values.finish())
 }
 

@@ -95,6 +95,8 @@ pub struct ClickHouseConfig {
     pub retention_ns: [i64; Signal::ALL.len()],
     /// How long lines of the ledger are kept, nanoseconds.
     pub ledger_retention_ns: i64,
+    /// Whether the tables of the OpenTelemetry Collector's exporter are filled too.
+    pub otel_tables: bool,
 }
 
 impl ClickHouseConfig {
@@ -116,6 +118,7 @@ impl ClickHouseConfig {
             retry_for_ms: RETRY_FOR_MS_DEFAULT,
             retention_ns: [store::config::RETENTION_NS_DEFAULT; Signal::ALL.len()],
             ledger_retention_ns: store::config::LEDGER_RETENTION_NS_DEFAULT,
+            otel_tables: false,
         }
     }
 
@@ -123,6 +126,11 @@ impl ClickHouseConfig {
     #[must_use]
     pub fn retention_of(&self, signal: Signal) -> i64 {
         (self.retention_ns[signal as usize - 1] / Timestamp::NANOS_PER_SECOND).max(1)
+    }
+
+    /// Keeps rows of a signal so long, nanoseconds.
+    pub const fn set_retention(&mut self, signal: Signal, nanoseconds: i64) {
+        self.retention_ns[signal as usize - 1] = nanoseconds;
     }
 
     /// Whether the settings make sense together.

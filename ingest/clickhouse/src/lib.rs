@@ -6,6 +6,7 @@
 //!
 //! # Layout
 //! - [`sink`]: [`ClickHouseSink`], which stores the store's cuts
+//! - [`reader`]: [`ClickHouseReader`], which asks and streams the answers
 //! - [`schema`]: tables, migrations, and the check of what is there
 //! - [`columns`]: types and rows of our tables in ClickHouse's
 //! - [`hosts`]: which host next, and when again, as pure decisions
@@ -19,10 +20,12 @@ pub mod config;
 pub mod error;
 pub mod hosts;
 pub mod metrics;
+pub mod reader;
 pub mod schema;
 pub mod sink;
 
 pub use config::{Ack, ClickHouseConfig};
 pub use error::ClickHouseError;
 pub use metrics::Metrics;
+pub use reader::ClickHouseReader;
 pub use sink::ClickHouseSink;

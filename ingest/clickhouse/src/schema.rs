@@ -14,7 +14,22 @@ use crate::config::{Ack, ClickHouseConfig};
 use crate::error::ClickHouseError;
 
 /// Each raises the version by one. Statements end with a line of `;`.
-const MIGRATIONS: [&str; 1] = [include_str!("../migrations/1.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("../migrations/1.sql"), include_str!("../migrations/2.sql")];
+
+/// The tables of the OpenTelemetry Collector's exporter for ClickHouse, filled from ours as rows come in. Repeatable.
+const OTEL_TABLES: &str = include_str!("../migrations/otel.sql");
+
+/// The views that fill them. Without them the tables stay as they are, for whoever reads them.
+const OTEL_VIEWS: [&str; 8] = [
+    "otel_traces_from_spans",
+    "otel_logs_from_logs",
+    "otel_metrics_gauge_from_metric_points",
+    "otel_metrics_sum_from_metric_points",
+    "otel_metrics_histogram_from_metric_histograms",
+    "otel_metrics_exponential_histogram_from_metric_histograms",
+    "otel_metrics_summary_from_metric_histograms",
+    "otel_traces_trace_id_ts_mv",
+];
 
 /// The table of the ledger.
 pub(crate) const LEDGER: &str = "ingest_ledger";
@@ -72,10 +87,18 @@ fn statements(migration: &str, config: &ClickHouseConfig) -> Vec<String> {
     let mut text = migration
         .replace("{database}", &quoted(&config.database))
         .replace("{on_cluster}", &on_cluster(config))
+        .replace(
+            "{replacing_engine}",
+            if config.cluster.is_some() { "ReplicatedReplacingMergeTree" } else { "ReplacingMergeTree" },
+        )
         .replace("{engine}", if config.cluster.is_some() { "ReplicatedMergeTree" } else { "MergeTree" })
         .replace("{settings}", &settings.join(", "));
     for (name, table) in tables() {
         text = text.replace(&format!("{{ttl:{name}}}"), &ttl(table, config));
+        if let Some(table) = table {
+            let seconds = config.retention_of(table.signal()).to_string();
+            text = text.replace(&format!("{{retention:{name}}}"), &seconds);
+        }
     }
     text.split("\n;\n").map(str::trim).filter(|statement| !statement.is_empty()).map(str::to_owned).collect()
 }
@@ -108,7 +131,28 @@ pub(crate) async fn prepare(server: &Server, config: &ClickHouseConfig) -> Resul
         tracing::info!(version, database = config.database, "ClickHouse's tables are at a new version");
     }
     check(server, config).await?;
-    follow_configuration(server, config).await
+    follow_configuration(server, config).await?;
+    follow_otel_tables(server, config).await
+}
+
+/// Makes the tables of the Collector's exporter and what fills them, or ends the filling.
+async fn follow_otel_tables(server: &Server, config: &ClickHouseConfig) -> Result<(), ClickHouseError> {
+    if config.otel_tables {
+        for statement in statements(OTEL_TABLES, config) {
+            server.execute(&statement).await?;
+        }
+        return Ok(());
+    }
+    let query = format!("SELECT name FROM system.tables WHERE database = {}", literal(&config.database));
+    let found = server.rows(&query).await?;
+    for view in OTEL_VIEWS {
+        if found.iter().any(|row| row.first().is_some_and(|name| name == view)) {
+            tracing::info!(view, "a view of ClickHouse is dropped: the tables of the Collector's exporter are off");
+            let target = format!("{}.{}{}", quoted(&config.database), quoted(view), on_cluster(config));
+            server.execute(&format!("DROP VIEW IF EXISTS {target}")).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether every column that rows are written to is there with its type. Others are none of ours.
@@ -193,8 +237,9 @@ mod tests {
 
     /// What the model's tables are as columns of a `CREATE TABLE`.
     fn definition(table: Table) -> String {
+        // The three last ones came with the second migration.
+        let columns = |table: Table| columns(table).into_iter().rev().skip(3).rev();
         let mut lines: Vec<String> = columns(table)
-            .into_iter()
             .map(|(name, kind)| {
                 let codec = match kind.as_str() {
                     _ if name == "received_at" => "",
@@ -208,7 +253,7 @@ mod tests {
             lines.push(format!("    INDEX {name} {expression} TYPE {kind} GRANULARITY 1"));
         };
         index("by_time", table.time_column(), "minmax");
-        if columns(table).iter().any(|(name, _)| name == "trace_id") {
+        if columns(table).any(|(name, _)| name == "trace_id") {
             index("by_trace_id", "trace_id", "bloom_filter(0.001)");
         }
         index("by_attribute", "mapKeys(attributes.strings)", "bloom_filter(0.01)");

@@ -39,6 +39,9 @@ use crate::schema::{self, LEDGER, quoted};
 /// How often a wait looks whether it is to end: not felt at the end of a process.
 const STOP_TICK: Duration = Duration::from_millis(50);
 
+/// Between two looks whether a server that was not there at the start is there now.
+const SETTLE_TICK: Duration = Duration::from_secs(1);
+
 /// Rows of one insert: slices of batches, each with its tenant.
 type Piece<'a> = Vec<(&'a TenantId, RecordBatch)>;
 
@@ -111,6 +114,8 @@ pub struct ClickHouseSink {
     progress: [Mutex<Progress>; Table::COUNT],
     /// Whether the tables are known to be as they should.
     prepared: AtomicBool,
+    /// Why they are not known to be.
+    trouble: Mutex<Option<String>>,
     runtime: Handle,
     started: Instant,
     metrics: Metrics,
@@ -134,6 +139,7 @@ impl ClickHouseSink {
             servers,
             progress: Default::default(),
             prepared: AtomicBool::new(false),
+            trouble: Mutex::default(),
             started: Instant::now(),
             config,
             runtime,
@@ -153,9 +159,36 @@ impl ClickHouseSink {
         if self.prepared.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.on_some_host("tables", stop, async |server| schema::prepare(server, &self.config).await).await?;
+        let prepared =
+            self.on_some_host("tables", stop, async |server| schema::prepare(server, &self.config).await).await;
+        *lock(&self.trouble) = prepared.as_ref().err().map(ToString::to_string);
+        prepared?;
         self.prepared.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Waits until the tables are there and as they should be, or `stop` is set: for a process that starts while the
+    /// server is down, so that queries find tables although no row has come yet. A plain thread's body.
+    pub fn settle(&self, stop: &AtomicBool) {
+        self.runtime.block_on(async {
+            while let Err(error) = self.prepare(stop).await {
+                if matches!(error, ClickHouseError::Stopped) {
+                    return;
+                }
+                tracing::debug!(%error, "ClickHouse's tables are not ready");
+                tokio::select! {
+                    () = tokio::time::sleep(SETTLE_TICK) => {}
+                    () = until(stop) => return,
+                }
+            }
+            tracing::info!("ClickHouse's tables are ready");
+        });
+    }
+
+    /// What is wrong with the tables, as far as is known, in a sentence.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        lock(&self.trouble).clone()
     }
 
     /// Does something on one host after the other, until it is done, cannot be, or has been tried for long enough.
@@ -275,6 +308,8 @@ impl ClickHouseSink {
             ("insert_deduplicate", "1"),
             // Views behind the table take what they missed when the table had it before.
             ("deduplicate_blocks_in_dependent_materialized_views", "1"),
+            // Tables that views fill are partitioned by the client's time, which may be any.
+            ("max_partitions_per_insert_block", "0"),
             // Asynchronous inserts lose rows together with tokens.
             ("async_insert", "0"),
             // The answer comes after the insert, not at its beginning.

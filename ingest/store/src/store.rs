@@ -995,6 +995,26 @@ impl Store {
         self.flush_unless(table, &AtomicBool::new(false))
     }
 
+    /// Calls a function with a snapshot of a tenant of whose table the sink has nothing, and keeps it so until the function
+    /// returns: for whoever adds what the sink has to what is here, each row once. Flushes wait meanwhile, so the function
+    /// does no more than begin to read there.
+    ///
+    /// # Errors
+    /// When a cut that was begun, and may be there in part, cannot be ended.
+    pub fn beside_sink<T>(
+        &self,
+        tenant: &TenantId,
+        table: Table,
+        work: impl FnOnce(Snapshot) -> T,
+    ) -> Result<T, StoreError> {
+        let mut flushing = lock(&self.flushing);
+        let begun = lock(&self.state).frozen[table.index()].clone();
+        if let Some(frozen) = begun {
+            self.flush_frozen(table, &frozen, &mut flushing.prepared[table.index()], &AtomicBool::new(false))?;
+        }
+        Ok(work(self.snapshot(tenant)))
+    }
+
     /// As [`Store::flush`], but a sink that waits gives up when `stop` is set.
     fn flush_unless(&self, table: Table, stop: &AtomicBool) -> Result<(), StoreError> {
         let mut flushing = lock(&self.flushing);

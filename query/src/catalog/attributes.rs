@@ -278,14 +278,14 @@ impl Engine {
     async fn plan_sample(&self, tenant: &TenantId, question: &AttributesQuestion) -> Result<Sample, QueryError> {
         let (tenant, question, engine) = (tenant.clone(), question.clone(), Arc::clone(&self.inner));
         self.on_query_thread(&tenant.clone(), async move {
-            let snapshot = engine.source.snapshot(&tenant);
+            let snapshot = engine.snapshot(&tenant, false, Limits::default()).await?;
             // The views over spans have its rows' attributes, several a row: what is recent is the same.
             let stored = match question.table.as_str() {
                 "span_events" | "span_links" => Table::Spans,
                 name => Table::from_name(name).unwrap_or(Table::Spans),
             };
             let is_view = Table::from_name(&question.table).is_none();
-            let rows = snapshot.table(stored).clone();
+            let (rows, is_remote) = (snapshot.table(stored).clone(), snapshot.reach.is_some());
             let functions = Functions::new(&snapshot.kinds);
             let (source, counters) = (Arc::clone(&engine.source), Arc::new(ScanCounters::default()));
             let offered = engine.offered.clone();
@@ -293,7 +293,7 @@ impl Engine {
             check(&catalog, &question)?;
             let since = since(stored, &rows, SAMPLE_ROWS);
             let time_column = if is_view { "span_start_time" } else { stored.time_column() };
-            let total_rows = (!is_view).then(|| super::Stored::of(stored, &rows).rows);
+            let total_rows = (!is_view && !is_remote).then(|| super::Stored::of(stored, &rows).rows);
             Ok(Sample { since, time_column: Some(time_column), total_rows })
         })
         .await
@@ -308,7 +308,7 @@ impl Engine {
     ) -> Result<Vec<DataType>, QueryError> {
         let (tenant, question, engine) = (tenant.clone(), question.clone(), Arc::clone(&self.inner));
         self.on_query_thread(&tenant.clone(), async move {
-            let snapshot = engine.source.snapshot(&tenant);
+            let snapshot = engine.snapshot(&tenant, false, Limits::default()).await?;
             let kinds = Arc::clone(&snapshot.kinds);
             let functions = Functions::new(&kinds);
             let (source, counters) = (Arc::clone(&engine.source), Arc::new(ScanCounters::default()));

@@ -34,7 +34,7 @@ use datafusion::logical_expr::ScalarUDF;
 use model::signal::Table;
 use model::tenant::TenantId;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Limits};
 use crate::error::QueryError;
 use crate::functions::Functions;
 use crate::provider::ScanCounters;
@@ -184,7 +184,10 @@ impl Catalog {
             name,
             description: descriptions::of_table(name).unwrap_or_default(),
             columns: columns.collect(),
-            stored: Table::from_name(name).map(|table| Stored::of(table, self.tables.snapshot().table(table))),
+            // What is elsewhere is not counted: that would be a query of its own.
+            stored: Table::from_name(name)
+                .filter(|_| self.tables.snapshot().reach.is_none())
+                .map(|table| Stored::of(table, self.tables.snapshot().table(table))),
         })
     }
 }
@@ -240,7 +243,7 @@ impl Engine {
     pub async fn tables(&self, tenant: &TenantId) -> std::result::Result<Vec<TableInfo>, QueryError> {
         let (tenant, engine) = (tenant.clone(), Arc::clone(&self.inner));
         self.on_query_thread(&tenant.clone(), async move {
-            let snapshot = engine.source.snapshot(&tenant);
+            let snapshot = engine.snapshot(&tenant, false, Limits::default()).await?;
             let functions = Functions::new(&snapshot.kinds);
             let (source, counters) = (Arc::clone(&engine.source), Arc::new(ScanCounters::default()));
             let offered = engine.offered.clone();
