@@ -72,7 +72,7 @@ impl Renderer<'_> {
     fn array<'a>(&mut self, field: &Field, values: impl Iterator<Item = wire::Field<'a>>) -> Result<(), WireError> {
         self.out.push(b'[');
         let start = self.out.len();
-        let mut separate = |renderer: &mut Self| {
+        let separate = |renderer: &mut Self| {
             if renderer.out.len() > start {
                 renderer.out.push(b',');
             }
