@@ -86,6 +86,12 @@ struct ServeArgs {
     /// Where SQL is answered in PostgreSQL's protocol [env: GODSEYE_PG] [default: 127.0.0.1:5433]
     #[arg(long, value_name = "ADDR")]
     pg: Option<String>,
+    /// Which parts run here: all, gateway (receivers → Kafka) or writer (Kafka → store) [env: GODSEYE_ROLE] [default: all]
+    #[arg(long, value_name = "ROLE")]
+    role: Option<String>,
+    /// Brokers of Kafka, separated by commas [env: GODSEYE_KAFKA_BROKERS]
+    #[arg(long, value_name = "HOST:PORT")]
+    kafka_brokers: Option<String>,
     /// Alertmanager's configuration: who is told about alerts [env: GODSEYE_ALERTMANAGER_CONFIG]
     #[arg(long, value_name = "FILE")]
     alertmanager_config: Option<String>,
@@ -177,6 +183,8 @@ fn complain(text: &str) {
 
 fn serve(args: ServeArgs) -> ExitCode {
     let overrides = Overrides {
+        role: args.role,
+        kafka_brokers: args.kafka_brokers,
         data_dir: args.data_dir,
         otlp_grpc: args.otlp_grpc,
         otlp_http: args.otlp_http,

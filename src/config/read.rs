@@ -88,6 +88,16 @@ impl<'a, 'r> Reader<'a, 'r> {
         self.report(finding);
     }
 
+    /// Whether a key says `null`, which thereby is read.
+    fn take_null(&mut self, key: &'static str) -> bool {
+        let entry = self.entries.iter().find(|(candidate, _)| candidate.text == key);
+        let is_null = entry.is_some_and(|(_, node)| matches!(&node.value, Value::Scalar(scalar) if scalar.is_null()));
+        if is_null {
+            self.take(key);
+        }
+        is_null
+    }
+
     /// The scalar of a key, or nothing if it is absent, or wrong and reported.
     fn scalar(&mut self, key: &'static str, expected: &str) -> Option<(&'a Scalar, &'a Place)> {
         let (key, node) = self.take(key)?;
@@ -579,6 +589,54 @@ impl Visitor for Reader<'_, '_> {
         }
     }
 
+    fn text(&mut self, key: &'static str, value: &mut String) {
+        const EXPECTED: &str = "expected a name";
+        let Some((scalar, at)) = self.scalar(key, EXPECTED) else {
+            return;
+        };
+        if scalar.text.trim().is_empty() || scalar.text.contains(char::is_control) {
+            let refusal = Refusal { expected: EXPECTED.to_owned(), help: None };
+            self.refuse(key, scalar, at, "a name", refusal);
+        } else {
+            scalar.text.clone_into(value);
+        }
+    }
+
+    fn name(&mut self, key: &'static str, value: &mut Option<String>) {
+        if self.take_null(key) {
+            *value = None;
+            return;
+        }
+        let mut text = value.take().unwrap_or_default();
+        self.text(key, &mut text);
+        *value = (!text.is_empty()).then_some(text);
+    }
+
+    fn secret(&mut self, key: &'static str, value: &mut Option<Secret>) {
+        if self.take_null(key) {
+            *value = None;
+            return;
+        }
+        let Some((scalar, at)) = self.scalar(key, "expected a text, such as ${env:KAFKA_PASSWORD}") else {
+            return;
+        };
+        if scalar.text == MASK {
+            let message = format!("{} is the mask shown in place of a secret", quote(&join(&self.path, key)));
+            let finding = Finding::error(at.clone(), &message, "expected the secret itself");
+            self.report(finding.help("this configuration was printed by godseye, which does not print secrets"));
+            return;
+        }
+        for path in &scalar.files {
+            self.warn_if_world_readable(Path::new(path), at);
+        }
+        if !scalar.referenced && self.reading.is_world_readable {
+            let message = format!("{} in a file that every user can read", quote(&join(&self.path, key)));
+            let finding = Finding::warning(at.clone(), &message, "can be read by others");
+            self.report(finding.help("chmod 600 the file, or write ${env:NAME} or ${file:/path}"));
+        }
+        *value = (!scalar.text.is_empty()).then(|| Secret::new(scalar.text.clone()));
+    }
+
     fn tenant(&mut self, key: &'static str, value: &mut TenantId) {
         let Some((scalar, at)) = self.scalar(key, TENANT_EXPECTED) else {
             return;
@@ -691,6 +749,11 @@ pub(super) fn check_rules(config: &Config, reading: &mut Reading<'_>) {
                     .help("add `auth.tokens`, or set `auth.allow_unauthenticated: true` on a network you trust")
             });
         }
+    }
+    if let Some(refusal) = crate::roles::problem(config)
+        && let Some(at) = refusal.keys.iter().filter_map(|path| place(path)).max()
+    {
+        findings.push(Finding::error(at, &refusal.message, &refusal.expected));
     }
     let in_flight = config.limits.in_flight_bytes;
     for (path, request) in [

@@ -4,7 +4,7 @@
 use super::schema::{Visitor, visit};
 use super::secret::MASK;
 use super::units::{ByteSize, Interval};
-use super::{Config, Token};
+use super::{Config, Secret, Token};
 use model::tenant::TenantId;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -75,6 +75,15 @@ impl Visitor for Renderer {
     }
     fn url(&mut self, key: &'static str, value: &mut Option<String>) {
         self.pair(key, &value.as_ref().map_or_else(|| "null".to_owned(), |url| quoted(url)));
+    }
+    fn text(&mut self, key: &'static str, value: &mut String) {
+        self.pair(key, &quoted(value));
+    }
+    fn name(&mut self, key: &'static str, value: &mut Option<String>) {
+        self.pair(key, &value.as_ref().map_or_else(|| "null".to_owned(), |name| quoted(name)));
+    }
+    fn secret(&mut self, key: &'static str, value: &mut Option<Secret>) {
+        self.pair(key, &value.as_ref().map_or_else(|| "null".to_owned(), |_| quoted(MASK)));
     }
     fn tenant(&mut self, key: &'static str, value: &mut TenantId) {
         self.pair(key, &quoted(value.as_str()));

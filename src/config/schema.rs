@@ -4,7 +4,7 @@
 //! Defaults are not here (see `defaults`), nor are rules between two keys (see `read`).
 
 use super::units::{ByteSize, Interval};
-use super::{Config, LogFormat, LogLevel, Token};
+use super::{Config, LogFormat, LogLevel, Role, Secret, Token, kafka};
 use model::tenant::TenantId;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -37,6 +37,12 @@ pub(super) trait Visitor {
     fn files(&mut self, key: &'static str, value: &mut Vec<PathBuf>);
     /// A web address that may be left out.
     fn url(&mut self, key: &'static str, value: &mut Option<String>);
+    /// A text, not empty.
+    fn text(&mut self, key: &'static str, value: &mut String);
+    /// A text that may be left out.
+    fn name(&mut self, key: &'static str, value: &mut Option<String>);
+    /// What must not be shown, and may be left out.
+    fn secret(&mut self, key: &'static str, value: &mut Option<Secret>);
     /// A tenant's name.
     fn tenant(&mut self, key: &'static str, value: &mut TenantId);
     /// One of a few words, as an index.
@@ -48,6 +54,7 @@ pub(super) trait Visitor {
 /// Walks every key of `config`.
 pub(super) fn visit(config: &mut Config, v: &mut dyn Visitor) {
     let c = config;
+    choose(v, "role", Role::NAMES, &Role::ALL, &mut c.role);
     v.directory("data_dir", &mut c.data_dir);
     v.section("receivers", &mut |v| {
         v.section("otlp", &mut |v| {
@@ -110,6 +117,7 @@ pub(super) fn visit(config: &mut Config, v: &mut dyn Visitor) {
         v.url("external_url", &mut alerting.external_url);
         v.flag("allow_private_targets", &mut alerting.allow_private_targets);
     });
+    v.section("kafka", &mut |v| kafka::visit(&mut c.kafka, v));
     v.section("limits", &mut |v| {
         v.bytes("in_flight_bytes", &mut c.limits.in_flight_bytes, MIB..=64 * GIB);
         v.count("series_max", &mut c.limits.series_max, 1_000..=100_000_000);
@@ -142,7 +150,7 @@ const REQUEST_BYTES: RangeInclusive<u64> = KIB..=GIB;
 const RETENTION_S: RangeInclusive<u64> = 3600..=3650 * DAY;
 
 /// Lets a visitor choose among the values of an enum by name.
-fn choose<T: Copy + PartialEq>(
+pub(super) fn choose<T: Copy + PartialEq>(
     v: &mut dyn Visitor,
     key: &'static str,
     names: &'static [&'static str],
@@ -213,6 +221,15 @@ impl Visitor for Paths {
         self.add(key);
     }
     fn url(&mut self, key: &'static str, _: &mut Option<String>) {
+        self.add(key);
+    }
+    fn text(&mut self, key: &'static str, _: &mut String) {
+        self.add(key);
+    }
+    fn name(&mut self, key: &'static str, _: &mut Option<String>) {
+        self.add(key);
+    }
+    fn secret(&mut self, key: &'static str, _: &mut Option<Secret>) {
         self.add(key);
     }
     fn tenant(&mut self, key: &'static str, _: &mut TenantId) {

@@ -90,9 +90,8 @@ impl DeadLetter {
             ("godseye.partition", &partition),
             ("godseye.offset", &offset),
         ];
-        ours.into_iter().fold(self.headers.clone(), |headers, (key, value)| {
-            headers.insert(Header { key, value: Some(value) })
-        })
+        ours.into_iter()
+            .fold(self.headers.clone(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }))
     }
 }
 

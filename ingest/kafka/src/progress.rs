@@ -267,7 +267,11 @@ mod tests {
                 Act::Drop { seeks } => self.drop_group(seeks),
                 Act::Rebalance { partition, stored_first, elsewhere } => {
                     let place = (0, partition);
-                    if stored_first { self.store() } else { self.drop_group(true) }
+                    if stored_first {
+                        self.store()
+                    } else {
+                        self.drop_group(true)
+                    }
                     let durable = self.progress.durable(place).unwrap();
                     self.progress.revoke(place);
                     assert!(!self.progress.take(place, durable));

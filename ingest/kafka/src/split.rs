@@ -91,7 +91,8 @@ pub fn split(signal: Signal, body: &Bytes, key: Key, bytes_max: usize) -> Result
         }
     }
     let levels = if signal == Signal::Metrics { POINTS } else { FLAT };
-    let mut tree = Tree { levels, key, by_trace, resource: None, nodes: Vec::new(), keys: Keys::default(), items: Vec::new() };
+    let mut tree =
+        Tree { levels, key, by_trace, resource: None, nodes: Vec::new(), keys: Keys::default(), items: Vec::new() };
     tree.walk(body, 0, &mut [0; DEPTH_MAX])?;
     Ok(tree.parts(body, fits, bytes_max))
 }
@@ -311,7 +312,9 @@ mod tests {
     use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
     use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
     use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
-    use opentelemetry_proto::tonic::metrics::v1::{Gauge, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, metric};
+    use opentelemetry_proto::tonic::metrics::v1::{
+        Gauge, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, metric,
+    };
     use opentelemetry_proto::tonic::resource::v1::Resource;
     use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
     use proptest::prelude::*;
@@ -367,7 +370,10 @@ mod tests {
         };
         let of = |(name, metrics): &(u8, Vec<_>)| ResourceMetrics {
             resource: resource(&name.to_string()),
-            scope_metrics: vec![ScopeMetrics { metrics: metrics.iter().map(metric).collect(), ..ScopeMetrics::default() }],
+            scope_metrics: vec![ScopeMetrics {
+                metrics: metrics.iter().map(metric).collect(),
+                ..ScopeMetrics::default()
+            }],
             schema_url: String::new(),
         };
         ExportMetricsServiceRequest { resource_metrics: shape.iter().map(of).collect() }

@@ -440,7 +440,8 @@ impl Shared {
         work.bytes += payload.len();
         let topic = &self.topics[index];
         if work.alone > 0 {
-            work.suspect = Some(DeadLetter::of(topic, message, DeadReason::TooLarge, "its rows fit no record of the log"));
+            work.suspect =
+                Some(DeadLetter::of(topic, message, DeadReason::TooLarge, "its rows fit no record of the log"));
         }
         let decoded = match self.tenant(message) {
             Ok(tenant) => self.decode(work, Signal::ALL[index], &tenant, payload, message),
@@ -592,7 +593,11 @@ impl Shared {
                 self.store(consumer, work)
             }
             None => {
-                tracing::warn!(messages = work.messages(), why, "a group cannot be stored; its messages are, one by one");
+                tracing::warn!(
+                    messages = work.messages(),
+                    why,
+                    "a group cannot be stored; its messages are, one by one"
+                );
                 work.alone = work.messages();
                 work.drop_group();
                 Err(Refused::Apart)

@@ -117,7 +117,8 @@ impl Running {
     fn start(config: &KafkaConfig, log: Arc<dyn PositionedLog>) -> Self {
         let mut registry = Registry::default();
         let series = SeriesLimiter::new(1_000_000);
-        let writer = Writer::start(config.clone(), log, series, Clock::System, &mut registry, |error| panic!("{error}"));
+        let writer =
+            Writer::start(config.clone(), log, series, Clock::System, &mut registry, |error| panic!("{error}"));
         Self { writer: writer.unwrap(), registry }
     }
 
@@ -125,7 +126,9 @@ impl Running {
     fn metric(&self, name: &str) -> f64 {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
-        let rest = |line: &str| line.strip_prefix("godseye_kafka_").and_then(|line| line.strip_prefix(name)).map(str::to_owned);
+        let rest = |line: &str| {
+            line.strip_prefix("godseye_kafka_").and_then(|line| line.strip_prefix(name)).map(str::to_owned)
+        };
         let of = text.lines().filter_map(rest).filter(|rest| rest.starts_with([' ', '{']));
         of.map(|rest| rest.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     }
@@ -372,6 +375,7 @@ async fn partitions_that_go_and_come_in_mid_stream_double_and_lose_nothing() {
         sent
     };
     send(20).await;
+    wait_until("one has all", || one.metric("assigned_partitions") == PARTITIONS_TOTAL);
     // Each topic's partitions are spread over both, while spans come.
     let two = Running::start(&config, Arc::<Store>::clone(&second));
     while two.metric("assigned_partitions") + one.metric("assigned_partitions") != PARTITIONS_TOTAL

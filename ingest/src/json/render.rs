@@ -154,13 +154,14 @@ impl Renderer<'_> {
 
 #[cfg(test)]
 mod tests {
-    use prost::Message as _;
-
     use super::super::{testing, transcode};
     use super::*;
 
     /// The text reads back as the same message, by us and by the reference implementation.
-    fn check<M: prost::Message + Default + PartialEq + serde::de::DeserializeOwned>(signal: Signal, message: &M) {
+    fn check<M>(signal: Signal, message: &M)
+    where
+        M: prost::Message + Default + PartialEq + serde::de::DeserializeOwned + std::fmt::Debug,
+    {
         let mut text = Vec::new();
         render(signal, &message.encode_to_vec(), &mut text).unwrap();
         let mut back = Vec::new();
