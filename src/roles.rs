@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 use store::{Store, StoreError};
 use tokio::sync::oneshot;
 
-use crate::config::{Compression, Config, Encoding, Key, Role};
+use crate::config::{Compression, Config, Encoding, MessageKey, Role};
 use crate::server::ServeError;
 
 /// What is wrong between the role and the rest.
@@ -82,9 +82,9 @@ fn kafka_config(config: &Config, ca_pem: Option<String>) -> Option<KafkaConfig> 
         Encoding::OtlpJson => kafka_log::Encoding::OtlpJson,
     };
     told.key = match kafka.key {
-        Key::None => kafka_log::Key::None,
-        Key::Resource => kafka_log::Key::Resource,
-        Key::Trace => kafka_log::Key::Trace,
+        MessageKey::None => kafka_log::Key::None,
+        MessageKey::Resource => kafka_log::Key::Resource,
+        MessageKey::Trace => kafka_log::Key::Trace,
     };
     told.compression = match kafka.compression {
         Compression::None => kafka_log::Compression::None,

@@ -60,7 +60,7 @@ impl Encoding {
 
 /// What decides a message's partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Key {
+pub enum MessageKey {
     /// Nothing.
     None,
     /// The resource.
@@ -69,7 +69,7 @@ pub enum Key {
     Trace,
 }
 
-impl Key {
+impl MessageKey {
     const ALL: [Self; 3] = [Self::None, Self::Resource, Self::Trace];
     const NAMES: &'static [&'static str] = &["none", "resource", "trace"];
 }
@@ -127,7 +127,7 @@ pub struct Kafka {
     /// How messages are encoded.
     pub encoding: Encoding,
     /// What decides a message's partition.
-    pub key: Key,
+    pub key: MessageKey,
     /// How batches are compressed.
     pub compression: Compression,
     /// A message's largest payload.
@@ -162,7 +162,7 @@ impl Default for Kafka {
             brokers: None,
             topics: kafka_log::config::TOPICS_DEFAULT.map(str::to_owned),
             encoding: Encoding::OtlpProto,
-            key: Key::Resource,
+            key: MessageKey::Resource,
             compression: Compression::Lz4,
             message_bytes: defaults::KAFKA_MESSAGE_BYTES,
             queue_bytes: defaults::KAFKA_QUEUE_BYTES,
@@ -191,7 +191,7 @@ pub(super) fn visit(c: &mut Kafka, v: &mut dyn Visitor) {
         v.text("profiles", profiles);
     });
     choose(v, "encoding", Encoding::NAMES, &Encoding::ALL, &mut c.encoding);
-    choose(v, "key", Key::NAMES, &Key::ALL, &mut c.key);
+    choose(v, "key", MessageKey::NAMES, &MessageKey::ALL, &mut c.key);
     choose(v, "compression", Compression::NAMES, &Compression::ALL, &mut c.compression);
     // Below a few KiB resource and scope leave no room for an item; past 1 GiB librdkafka takes none.
     v.bytes("message_bytes", &mut c.message_bytes, 16 * KIB..=512 * MIB);

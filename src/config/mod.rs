@@ -32,7 +32,7 @@ mod suggest;
 mod units;
 mod yaml;
 
-pub use kafka::{Compression, Encoding, Kafka, Key, Mechanism, Role};
+pub use kafka::{Compression, Encoding, Kafka, Mechanism, MessageKey, Role};
 pub use report::{Diagnostic, Report, Severity};
 pub use secret::Secret;
 pub use units::{ByteSize, Interval};
