@@ -145,6 +145,7 @@ pub struct WriterMetrics {
     pub(crate) paused: Gauge,
     pub(crate) groups: Counter,
     pub(crate) commit_failures: Counter,
+    pub(crate) unreadable_batches: Counter,
 }
 
 impl WriterMetrics {
@@ -174,6 +175,12 @@ impl WriterMetrics {
             "restarted_partitions",
             "Partitions that ended before what was read of them, and so were read from their start",
             &m.restarted_partitions,
+        );
+        register(
+            registry,
+            "unreadable_batches",
+            "Batches in topics that are damaged, or compressed as this build cannot read",
+            &m.unreadable_batches,
         );
         register(registry, "commit_failures", "Commits of offsets to Kafka that failed", &m.commit_failures);
         m

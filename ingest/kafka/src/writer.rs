@@ -694,6 +694,20 @@ impl Shared {
             (_, Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)) => {
                 once_in_a_while("a topic is not there yet; it is looked for again");
             }
+            // Whatever stood there would be passed over.
+            (_, Some(RDKafkaErrorCode::NotImplemented)) => {
+                self.metrics.unreadable_batches.inc();
+                tracing::error!(
+                    %error,
+                    "a topic has messages that are compressed as this build cannot read; nothing is read until it can: build \
+                     it with `--features kafka-zstd`, or have producers use gzip, snappy or lz4"
+                );
+                self.must_renew.store(true, Ordering::Release);
+            }
+            (_, Some(RDKafkaErrorCode::BadCompression | RDKafkaErrorCode::BadMessage)) => {
+                self.metrics.unreadable_batches.inc();
+                tracing::error!(%error, "a batch of messages in a topic of Kafka is damaged and is lost");
+            }
             (RdKafkaError::MessageConsumptionFatal(_), _) => {
                 tracing::error!(%error, "the client of Kafka failed for good and is made anew; does another writer run on a copy of this data directory?");
                 self.must_renew.store(true, Ordering::Release);
