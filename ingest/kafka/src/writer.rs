@@ -264,11 +264,15 @@ impl ClientContext for Context {
 impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &Consumer, what: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
         let is_assigned = matches!(what, RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS);
-        if is_assigned {
-            self.0.assigned(consumer, partitions);
+        let none = TopicPartitionList::new();
+        let is_known = if is_assigned {
+            self.0.assigned(consumer, partitions)
         } else {
             self.0.revoked(consumer, partitions);
-        }
+            true
+        };
+        // Nothing is read of what nobody knows how far it was read.
+        let partitions = if is_known { &*partitions } else { &none };
         let done = match (consumer.rebalance_protocol(), is_assigned) {
             (RebalanceProtocol::Cooperative, true) => consumer.incremental_assign(partitions),
             (RebalanceProtocol::Cooperative, false) => consumer.incremental_unassign(partitions),
@@ -429,8 +433,11 @@ impl Shared {
         let mut work = self.work();
         let work = &mut *work;
         let Some(place) = self.place_of(message.topic(), message.partition()) else { return false };
-        // A group that waits for the store takes nothing more.
-        if work.entries.is_some() || !work.progress.take(place, message.offset()) {
+        if work.entries.is_some() {
+            // A group that waits for the store takes nothing more: what it has is read again.
+            work.drop_group();
+        }
+        if !work.progress.take(place, message.offset()) {
             return false;
         }
         let (index, _) = place;
@@ -756,16 +763,16 @@ impl Shared {
     }
 
     /// Partitions come: each is read from where its rows end.
-    fn assigned(&self, consumer: &Consumer, partitions: &mut TopicPartitionList) {
+    /// Whether it is known where that is.
+    fn assigned(&self, consumer: &Consumer, partitions: &mut TopicPartitionList) -> bool {
         if partitions.count() == 0 {
-            return;
+            return true;
         }
         self.metrics.rebalanced("assigned");
         let Some(committed) = self.committed(consumer, partitions) else {
             // From the start would be twice, and from the end would be a loss.
             self.must_renew.store(true, Ordering::Release);
-            *partitions = TopicPartitionList::new();
-            return;
+            return false;
         };
         let mut work = self.work();
         for ((topic, partition), offset) in committed.to_topic_map() {
@@ -787,6 +794,7 @@ impl Shared {
         }
         drop(work);
         self.show();
+        true
     }
 
     /// What the group has committed; `None` if nobody tells.
