@@ -225,19 +225,48 @@ impl Drop for Agent {
 
 #[test]
 fn what_rotel_sends_to_kafka_a_writer_stores() {
-    for (test, format, encoding, compression) in
-        [("rotel-proto", "protobuf", "otlp_proto", "gzip"), ("rotel-json", "json", "otlp_json", "lz4")]
-    {
-        let Some(keys) = keys(test, &format!("  encoding: {encoding}\n")) else { return };
+    for compression in ["none", "gzip", "snappy", "lz4"] {
+        let test = format!("rotel-{compression}");
+        let Some(keys) = keys(&test, "") else { return };
         let writer = writer(&keys);
-        let agent = Agent::start(brokers().unwrap(), test, format, compression);
-        let sending = Sending { requests: 30, rows: 100, signals: SIGNALS.to_vec(), ..Sending::new(test) };
+        let agent = Agent::start(brokers().unwrap(), &test, "protobuf", compression);
+        let sending = Sending { requests: 30, rows: 100, signals: SIGNALS.to_vec(), ..Sending::new(&test) };
         let sent = sending.start_at(agent.grpc).finish();
         assert_eq!(sent.acked(), 30);
         until_stored(&writer, &sent);
-        sent.check(&writer, test);
-        check_ledger(&writer, test);
+        sent.check(&writer, &test);
+        check_ledger(&writer, &test);
     }
+}
+
+#[test]
+fn what_a_writer_cannot_read_is_told_and_not_passed_over() {
+    // The agent's own JSON is a list, and so no OTLP/JSON: each message is a dead letter.
+    let Some(keys_of_json) = keys("rotel-json", "  encoding: otlp_json\n") else { return };
+    let reader = writer(&keys_of_json);
+    let agent = Agent::start(brokers().unwrap(), "rotel-json", "json", "none");
+    let send = |run: &str, agent: &Agent| Sending { requests: 3, ..Sending::new(run) }.start_at(agent.grpc).finish();
+    send("rotel-json", &agent);
+    let dead = || (reader.metric("godseye_kafka_dead_letters_total")? >= 1.0).then_some(());
+    common::until("a dead letter", STORED_WITHIN, dead);
+    assert!(reader.log().iter().any(|line| line.contains("a message is no telemetry")));
+    drop((agent, reader));
+
+    // This build has no zstd: nothing is read past such messages, and nothing is committed.
+    let Some(keys) = keys("rotel-zstd", "") else { return };
+    let mut reader = writer(&keys);
+    let agent = Agent::start(brokers().unwrap(), "rotel-zstd", "protobuf", "zstd");
+    let sending = Sending { requests: 3, signals: vec![Signal::Traces], ..Sending::new("rotel-zstd") };
+    let sent = sending.start_at(agent.grpc).finish();
+    if cfg!(feature = "kafka-zstd") {
+        until_stored(&reader, &sent);
+        return sent.check(&reader, "zstd");
+    }
+    let told = || (reader.metric("godseye_kafka_unreadable_batches_total")? >= 1.0).then_some(());
+    common::until("word of it", STORED_WITHIN, told);
+    assert!(reader.log().iter().any(|line| line.contains("kafka-zstd")));
+    assert_eq!(reader.number("SELECT count(*) FROM spans"), 0);
+    assert!(reader.terminate().success());
 }
 
 #[test]
