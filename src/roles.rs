@@ -53,14 +53,16 @@ pub fn problem(config: &Config) -> Option<Problem> {
         Role::All | Role::Gateway | Role::Writer => {}
     }
     let kafka = &config.kafka;
-    let keys = &["kafka", "kafka.brokers"];
     if kafka.sasl.name().is_some() && (kafka.user.is_none() || kafka.password.is_none()) {
         let message = "`kafka.sasl` without a user and a password".to_owned();
         return problem(&["kafka.sasl"], message, "expected `kafka.user` and `kafka.password`");
     }
     // What only shows once the file of certificates is read is told at the start.
-    let wrong = kafka_config(config, None)?.check().err()?;
-    problem(keys, wrong.to_string(), "expected settings that can work")
+    let wrong = kafka_config(config, None)?.check().err()?.to_string();
+    let keys = if wrong.contains("no broker") { &["kafka.brokers"] } else { &["kafka"] };
+    // What is wrong, and behind the colon what to do.
+    let (message, expected) = wrong.rsplit_once(": ").unwrap_or((&wrong, "expected settings that can work"));
+    problem(keys, message.to_owned(), expected)
 }
 
 /// What the client of Kafka is told; `None` where no brokers are named.

@@ -471,7 +471,7 @@ mod tests {
     #[test]
     fn what_needs_no_taking_apart_is_not_touched() {
         let one = batches::spans_s(1, 1, 1_795_255_200_000_000_000).remove(0);
-        let body = Bytes::from(one.body);
+        let body = one.body;
         let untouched = split(Signal::Traces, &body, Key::None, 1 << 20).unwrap();
         assert_eq!(untouched.parts, [Part { key: None, body: body.clone() }]);
         assert_eq!(untouched.parts[0].body.as_ptr(), body.as_ptr());
