@@ -2,6 +2,7 @@
 #
 #   make demo    build and run the demo: a web shop sends, you ask SQL     (needs Rust and a C compiler)
 #   make demo-clickhouse    the same with ClickHouse's own engine for storage and queries    (needs Python 3 with venv too)
+#   make demo-kafka  the same through Apache Kafka: a gateway, a broker, a writer  (needs Java 17, and Maven the first time)
 #   make test    every test, with real OpenTelemetry and PostgreSQL clients and a real mail server (needs Python 3 with venv too; psql, apt, Java and Maven if they are there)
 #   make lint    format and clippy, warnings are errors
 #   make bench   the numbers of benches/README.md
@@ -19,7 +20,7 @@ SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: demo demo-clickhouse test lint bench soak tools-rust tools-python tools-psql
+.PHONY: demo demo-clickhouse demo-kafka test lint bench soak tools-rust tools-python tools-psql
 
 demo: tools-rust
 	@test -x "$(CARGO_TARGET_DIR)/debug/godseye" || echo "building: about eight minutes on two cores, the first time"
@@ -30,6 +31,12 @@ demo-clickhouse: tools-rust
 	@test -x "$(CARGO_TARGET_DIR)/debug/godseye" || echo "building: about eight minutes on two cores, the first time"
 	cargo build --bin godseye
 	exec "$(CARGO_TARGET_DIR)/debug/godseye" demo --clickhouse
+
+demo-kafka: tools-rust
+	@command -v java >/dev/null || { echo "make demo-kafka needs Java 17: apt-get install openjdk-17-jre-headless"; exit 1; }
+	test -d "$(GODSEYE_REAL_PARTS)"/kafka-* || command -v mvn >/dev/null || { echo "make demo-kafka fetches Kafka with Maven, once: apt-get install maven"; exit 1; }
+	cargo build --bin godseye
+	exec "$(CARGO_TARGET_DIR)/debug/godseye" demo --kafka
 
 test: tools-rust tools-python tools-psql
 	cargo test --workspace --features failpoints

@@ -95,6 +95,12 @@ struct ServeArgs {
     /// Where ClickHouse answers; repeated for each replica [env: GODSEYE_CLICKHOUSE_URL, separated by commas]
     #[arg(long, value_name = "URL")]
     clickhouse_url: Vec<String>,
+    /// Which parts run here: all, gateway (receivers → Kafka) or writer (Kafka → store) [env: GODSEYE_ROLE] [default: all]
+    #[arg(long, value_name = "ROLE")]
+    role: Option<String>,
+    /// Brokers of Kafka, separated by commas [env: GODSEYE_KAFKA_BROKERS]
+    #[arg(long, value_name = "HOST:PORT")]
+    kafka_brokers: Option<String>,
     /// Alertmanager's configuration: who is told about alerts [env: GODSEYE_ALERTMANAGER_CONFIG]
     #[arg(long, value_name = "FILE")]
     alertmanager_config: Option<String>,
@@ -193,6 +199,8 @@ fn complain(text: &str) {
 
 fn serve(args: ServeArgs) -> ExitCode {
     let overrides = Overrides {
+        role: args.role,
+        kafka_brokers: args.kafka_brokers,
         data_dir: args.data_dir,
         otlp_grpc: args.otlp_grpc,
         otlp_http: args.otlp_http,

@@ -8,12 +8,14 @@ pub(crate) mod page;
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use fixtures::load::{self, LoadConfig, LoadReport, Pace, Source};
 use fixtures::parts::clickhouse::{ClickHouse, ClickHouseConfig, ClickHouseError};
+use fixtures::parts::kafka::Kafka;
 use fixtures::shop::ShopConfig;
 use model::time::{Clock, Timestamp};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +23,9 @@ use tokio_util::sync::CancellationToken;
 use self::page::OnCall;
 use crate::alerts::files;
 use crate::client::{self, ClientError};
-use crate::config::{Config, Engine, Log, LogLevel};
+use crate::config::{Config, Engine, Log, LogLevel, Role};
+use crate::gateway::GatewayServer;
+use crate::logging::LevelHandle;
 use crate::server::{Addresses, Options, Reload, ServeError, Server};
 use crate::{logging, terminal};
 
@@ -34,14 +38,15 @@ const HISTORY_WALL_SECONDS: i64 = 15;
 /// The same where ClickHouse shares the machine.
 const HISTORY_WALL_SECONDS_CLICKHOUSE: i64 = 45;
 
-/// How long the demo waits until ClickHouse has what was sent.
-const STORED_WITHIN: Duration = Duration::from_secs(30);
-
 /// How long before now the leaking build of `payment` is deployed.
 const DEPLOY_AGO_SECONDS: i64 = 180;
 
 /// User requests per second of the shop; each is about 13 spans.
 const REQUESTS_PER_SECOND: f64 = 20.0;
+
+/// How long the writer may take for what is in Kafka, and how often it is asked.
+const STORED_WITHIN: Duration = Duration::from_secs(60);
+const STORED_POLL: Duration = Duration::from_millis(100);
 
 /// `godseye demo`.
 #[derive(Debug, Args)]
@@ -58,6 +63,9 @@ pub struct DemoArgs {
     /// A ClickHouse that is there already
     #[arg(long, value_name = "URL", requires = "clickhouse")]
     clickhouse_url: Option<String>,
+    /// Put Apache Kafka between a gateway and a writer; needs Java, and once Maven
+    #[arg(long)]
+    kafka: bool,
 }
 
 /// Why there is no demo.
@@ -84,6 +92,14 @@ pub enum DemoError {
     /// Nobody was told.
     #[error("no page came within {waited_s} s; `godseye slo status` and `godseye alert list` say what is judged")]
     NoPage {
+        /// How long it was waited for.
+        waited_s: u64,
+    },
+    /// The writer does not have what the gateway acknowledged.
+    #[error("the writer does not have {items} items after {waited_s} s; its log says why")]
+    NotStored {
+        /// How many there should be.
+        items: u64,
         /// How long it was waited for.
         waited_s: u64,
     },
@@ -173,16 +189,72 @@ pub fn run(args: &DemoArgs) -> Result<(), DemoError> {
         if files::has_errors(&problems) {
             return Err(DemoError::Files(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")));
         }
+        let between = match args.kafka {
+            true => Some(Between::start(directory.path(), &mut config, level.clone()).await?),
+            false => None,
+        };
         let server = Server::start(&config, files, Options::default(), Arc::new(Reload::disabled(level))).await?;
+        let mut addresses = server.addresses();
+        if let Some(Between { gateway, .. }) = &between {
+            addresses.otlp_grpc = gateway.addresses().otlp_grpc;
+            addresses.otlp_http = gateway.addresses().otlp_http;
+        }
         let played = tokio::select! {
-            played = play(args, &server, directory.path(), &on_call, &config) => played,
+            played = play(args, &server, addresses, between.as_ref(), directory.path(), &on_call, &config) => played,
             _interrupted = tokio::signal::ctrl_c() => Ok(()),
         };
         say("\ndraining …");
+        let kafka = match between {
+            Some(Between { gateway, kafka }) => {
+                gateway.drain().await?;
+                Some(kafka)
+            }
+            None => None,
+        };
         server.drain().await?;
+        if let Some(kafka) = kafka {
+            kafka.stop().await?;
+        }
         say(&format!("done; {} is removed", directory.path().display()));
         played
     })
+}
+
+/// What stands between the shop and the store.
+struct Between {
+    gateway: GatewayServer,
+    kafka: Kafka,
+}
+
+impl Between {
+    /// Starts Kafka and a gateway to it, and makes the server a writer.
+    async fn start(directory: &Path, config: &mut Config, level: LevelHandle) -> Result<Self, DemoError> {
+        say("  starting Apache Kafka …");
+        let kafka = Kafka::start(&directory.join("kafka")).await?;
+        config.kafka.brokers = Some(kafka.brokers().to_owned());
+        let mut gateway = Config { role: Role::Gateway, ..config.clone() };
+        gateway.alerting = Config::default().alerting;
+        gateway.http.endpoint = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        config.role = Role::Writer;
+        let gateway = GatewayServer::start(&gateway, Arc::new(Reload::disabled(level))).await?;
+        Ok(Self { gateway, kafka })
+    }
+}
+
+/// Waits until the writer has all items that the gateway acknowledged.
+async fn until_stored(http: SocketAddr, items: u64) -> Result<(), DemoError> {
+    let deadline = tokio::time::Instant::now() + STORED_WITHIN;
+    while tokio::time::Instant::now() < deadline {
+        let answer = client::ask(&http.to_string(), None, "SELECT sum(received) FROM ingest_ledger", "json").await?;
+        let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap_or_default();
+        let cell = &answer["rows"][0][0];
+        let received = cell.as_u64().or_else(|| cell.as_str()?.parse().ok()).unwrap_or(0);
+        if received >= items {
+            return Ok(());
+        }
+        tokio::time::sleep(STORED_POLL).await;
+    }
+    Err(DemoError::NotStored { items, waited_s: STORED_WITHIN.as_secs() })
 }
 
 fn config(data_dir: std::path::PathBuf) -> Config {
@@ -204,11 +276,15 @@ fn config(data_dir: std::path::PathBuf) -> Config {
 async fn play(
     args: &DemoArgs,
     server: &Server,
-    directory: &std::path::Path,
+    addresses: Addresses,
+    between: Option<&Between>,
+    directory: &Path,
     on_call: &OnCall,
     config: &Config,
 ) -> Result<(), DemoError> {
-    let Addresses { otlp_grpc, otlp_http, http, pg } = server.addresses();
+    let Addresses { otlp_grpc: Some(otlp_grpc), otlp_http: Some(otlp_http), http, pg: Some(pg) } = addresses else {
+        unreachable!("the demo receives, and answers PostgreSQL's clients");
+    };
     say(&format!(
         "\n  GodsEye demo: a web shop of twelve services sends traces, metrics, logs and profiles\n\n\
          \x20 OTLP/gRPC   {otlp_grpc}      OTEL_EXPORTER_OTLP_ENDPOINT=http://{otlp_grpc}\n\
@@ -221,6 +297,15 @@ async fn play(
         pg.port(),
         directory.display()
     ));
+    if let Some(Between { gateway, kafka }) = between {
+        say(&format!(
+            "\x20 shop ─▶ gateway ─▶ Apache Kafka at {} ─▶ writer ─▶ store\n\
+             \x20         acknowledges when brokers have it      each message once, with its offset\n\n\
+             \x20 gateway     http://{}/metrics\n",
+            kafka.brokers(),
+            gateway.addresses().http
+        ));
+    }
     let now = Clock::System.now();
     let start = now.plus_nanos(-HISTORY_SECONDS * Timestamp::NANOS_PER_SECOND);
     let deploy_at = now.plus_nanos(-DEPLOY_AGO_SECONDS * Timestamp::NANOS_PER_SECOND);
@@ -244,9 +329,16 @@ async fn play(
     let speed = HISTORY_SECONDS as f64 / wall_seconds as f64;
     let report = send(otlp_grpc, &shop, start, speed, wall_seconds).await?;
     say(&format!(
-        "\n  {} items acknowledged, each after fdatasync; acknowledgement p50 {:.1} ms, p99 {:.1} ms\n",
-        report.totals.items_acked, report.service_latency.p50_ms, report.service_latency.p99_ms
+        "\n  {} items acknowledged, each after {}; acknowledgement p50 {:.1} ms, p99 {:.1} ms\n",
+        report.totals.items_acked,
+        if between.is_some() { "the brokers' delivery report" } else { "fdatasync" },
+        report.service_latency.p50_ms,
+        report.service_latency.p99_ms
     ));
+    if between.is_some() {
+        until_stored(http, report.totals.items_acked).await?;
+        say("  the writer has them all\n");
+    }
 
     if config.storage.engine == Engine::ClickHouse {
         let clickhouse = &config.storage.clickhouse;

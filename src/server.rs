@@ -1,8 +1,8 @@
 //! The server: the one place where its parts are put together and where they are taken apart.
 //!
 //! ```text
-//! start:  bind sockets → API (not ready) → open store, replay → pipeline → alerting → receivers → ready
-//! drain:  not ready → receivers → rules → pipeline → SLOs → alerting → store → API
+//! start:  bind sockets → API (not ready) → open store, replay → pipeline → alerting → Kafka, receivers → ready
+//! drain:  not ready → receivers, Kafka → rules → pipeline → SLOs → alerting → store → API
 //! ```
 //!
 //! Sockets are bound before anything else, so that a taken port is an error at once and every
@@ -23,6 +23,7 @@ use dashboards::auth::Authenticator;
 use ingest::admission::ByteBudget;
 use ingest::pipeline::{Log, Pipeline, PipelineConfig};
 use ingest::receiver::{self, Authenticate, Receiver};
+use kafka_log::Writer;
 use model::signal::Signal;
 use model::tenant::TenantId;
 use model::time::Clock;
@@ -40,8 +41,10 @@ use crate::alerts::tables::Watched;
 use crate::alerts::{Alerts, Around, Health, Rerouter};
 use crate::cli::ProcessEnv;
 use crate::clickhouse::ClickHouse;
-use crate::config::{self, Config, Engine, Overrides, Scope};
+use crate::config::{self, Config, Engine, Overrides, Role, Scope};
+use crate::gateway::GatewayServer;
 use crate::logging::LevelHandle;
+use crate::roles::{self, Fatal};
 
 /// How long the drain waits for a merge to end: most take less.
 const MERGE_PATIENCE: Duration = Duration::from_secs(5);
@@ -120,19 +123,19 @@ pub enum ServeError {
 /// The addresses that were bound.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {
-    /// OTLP/gRPC.
-    pub otlp_grpc: SocketAddr,
-    /// OTLP/HTTP.
-    pub otlp_http: SocketAddr,
+    /// OTLP/gRPC; absent where telemetry comes from Kafka alone.
+    pub otlp_grpc: Option<SocketAddr>,
+    /// OTLP/HTTP; likewise.
+    pub otlp_http: Option<SocketAddr>,
     /// API, metrics and health.
     pub http: SocketAddr,
-    /// PostgreSQL's protocol.
-    pub pg: SocketAddr,
+    /// PostgreSQL's protocol; absent at a gateway.
+    pub pg: Option<SocketAddr>,
 }
 
 /// Who may send: tokens from the configuration, or everyone when there are none.
 #[derive(Clone, Debug)]
-struct Credentials(Arc<Authenticator>);
+pub(crate) struct Credentials(pub(crate) Arc<Authenticator>);
 
 impl Authenticate for Credentials {
     fn tenant(&self, authorization: Option<&str>) -> Result<TenantId, receiver::AuthError> {
@@ -159,6 +162,7 @@ pub struct Server {
     addresses: Addresses,
     store: Arc<Store>,
     pipeline: Pipeline,
+    kafka: Option<Writer>,
     alerts: Option<Alerts>,
     receivers: Vec<Task<()>>,
     receivers_stop: CancellationToken,
@@ -183,12 +187,19 @@ impl Server {
         reload: Arc<Reload>,
     ) -> Result<Self, ServeError> {
         let otlp = &config.receivers.otlp.protocols;
-        let grpc = bind("OTLP/gRPC", "--otlp-grpc", otlp.grpc.endpoint).await?;
-        let otlp_http = bind("OTLP/HTTP", "--otlp-http", otlp.http.endpoint).await?;
+        let (mut grpc, mut otlp_http) = (None, None);
+        if config.role.receives() {
+            grpc = Some(bind("OTLP/gRPC", "--otlp-grpc", otlp.grpc.endpoint).await?);
+            otlp_http = Some(bind("OTLP/HTTP", "--otlp-http", otlp.http.endpoint).await?);
+        }
         let http = bind("HTTP", "--http", config.http.endpoint).await?;
         let pg = bind("PostgreSQL", "--pg", config.pg.endpoint).await?;
-        let addresses =
-            Addresses { otlp_grpc: local(&grpc)?, otlp_http: local(&otlp_http)?, http: local(&http)?, pg: local(&pg)? };
+        let addresses = Addresses {
+            otlp_grpc: grpc.as_ref().map(local).transpose()?,
+            otlp_http: otlp_http.as_ref().map(local).transpose()?,
+            http: local(&http)?,
+            pg: Some(local(&pg)?),
+        };
 
         let mut registry = Registry::default();
         let store_metrics = store::Metrics::new(&mut registry);
@@ -261,6 +272,7 @@ impl Server {
         engine.register(&mut registry);
 
         let (report_fatal, fatal) = oneshot::channel();
+        let report_fatal = Fatal::new(report_fatal);
         let log: Arc<dyn Log> = if options.discard {
             tracing::warn!("telemetry is acknowledged and thrown away: this process only measures its receivers");
             Arc::new(Discard)
@@ -268,9 +280,9 @@ impl Server {
             Arc::<Store>::clone(&store)
         };
         let pipeline_config = PipelineConfig { encode: !options.discard, ..pipeline_config(config) };
+        let pipeline_fatal = report_fatal.clone();
         let pipeline = Pipeline::start(&pipeline_config, log, &Clock::System, &mut registry, move |error| {
-            // The receiver is gone only when the process is ending anyway.
-            drop(report_fatal.send(error));
+            pipeline_fatal.tell(error);
         })
         .map_err(|error| ServeError::Start { what: "the pipeline", detail: error.to_string() })?;
         let engine = Arc::new(engine);
@@ -291,6 +303,7 @@ impl Server {
             doors.offer_alerting(config.alerting.tenant.clone(), started.routes());
             alerts = Some(started);
         }
+        let kafka = roles::start_writer(config, &store, pipeline.series(), &mut registry, report_fatal)?;
         doors.open(engine, Arc::new(registry));
         let derived = Arc::clone(&store);
         doors.offer_rebuild(Arc::new(move |tenant| derived.rebuild_derived(tenant).map_err(|error| error.to_string())));
@@ -298,32 +311,22 @@ impl Server {
         let maintenance = Maintenance::start(Arc::clone(&store))?;
         let receivers_stop = CancellationToken::new();
         let credentials = Credentials(authenticator);
-        let receiver = |request_bytes_max: u64, streams: u32| {
-            let limits = receiver::Config {
-                request_bytes_max: usize::try_from(request_bytes_max).unwrap_or(usize::MAX),
-                streams_per_connection_max: streams,
-                read_timeout: otlp.http.read_timeout.get(),
-                ..receiver::Config::default()
-            };
+        let receiver = |limits: receiver::Config| {
             Receiver::new(limits, pipeline.handle(), credentials.clone(), budget.clone(), receiver_metrics.clone())
         };
-        let streams = u32::try_from(otlp.grpc.max_concurrent_streams).unwrap_or(u32::MAX);
-        let receivers = vec![
-            tokio::spawn(receiver::serve_grpc(
-                grpc,
-                receiver(otlp.grpc.max_request_bytes.0, streams),
-                receivers_stop.clone(),
-            )),
-            tokio::spawn(receiver::serve_http(
-                otlp_http,
-                receiver(otlp.http.max_request_bytes.0, streams),
-                receivers_stop.clone(),
-            )),
-        ];
+        let [grpc_limits, http_limits] = receiver_limits(config);
+        let mut receivers = Vec::new();
+        if let Some(grpc) = grpc {
+            receivers.push(tokio::spawn(receiver::serve_grpc(grpc, receiver(grpc_limits), receivers_stop.clone())));
+        }
+        if let Some(http) = otlp_http {
+            receivers.push(tokio::spawn(receiver::serve_http(http, receiver(http_limits), receivers_stop.clone())));
+        }
         Ok(Self {
             addresses,
             store,
             pipeline,
+            kafka,
             alerts,
             receivers,
             receivers_stop,
@@ -366,15 +369,10 @@ impl Server {
         // A client that sends slowly may hold its request, but not the whole drain: after half of
         // the time its connection is closed, unanswered, and it will send again.
         let patience = tokio::time::Instant::now() + self.drain_timeout / 2;
-        for mut receiver in self.receivers {
-            match tokio::time::timeout_at(patience, &mut receiver).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::error!(%error, "a receiver ended badly"),
-                Err(_elapsed) => {
-                    receiver.abort();
-                    drop(receiver.await);
-                }
-            }
+        end_receivers(self.receivers, patience).await;
+        if let Some(kafka) = self.kafka {
+            let stopped = tokio::task::spawn_blocking(move || kafka.stop()).await;
+            stopped.map_err(|error| ServeError::Start { what: "the drain", detail: error.to_string() })?;
         }
         if let Some(alerts) = &mut self.alerts {
             alerts.stop_rules().await;
@@ -409,6 +407,20 @@ impl Server {
             return Err(ServeError::Log { source });
         }
         closed.map_err(|source| ServeError::Log { source })
+    }
+}
+
+/// Waits for receivers to end. One that has not until then is cut off.
+pub(crate) async fn end_receivers(receivers: Vec<Task<()>>, patience: tokio::time::Instant) {
+    for mut receiver in receivers {
+        match tokio::time::timeout_at(patience, &mut receiver).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "a receiver ended badly"),
+            Err(_elapsed) => {
+                receiver.abort();
+                drop(receiver.await);
+            }
+        }
     }
 }
 
@@ -490,15 +502,19 @@ impl dashboards::Readiness for Readiness {
     }
 }
 
-async fn bind(what: &'static str, flag: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+pub(crate) async fn bind(
+    what: &'static str,
+    flag: &'static str,
+    address: SocketAddr,
+) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| ServeError::Bind { what, address, flag, source })
 }
 
-fn local(listener: &TcpListener) -> Result<SocketAddr, ServeError> {
+pub(crate) fn local(listener: &TcpListener) -> Result<SocketAddr, ServeError> {
     listener.local_addr().map_err(|error| ServeError::Start { what: "a listener", detail: error.to_string() })
 }
 
-fn tokens(config: &Config) -> impl Iterator<Item = dashboards::auth::Token> {
+pub(crate) fn tokens(config: &Config) -> impl Iterator<Item = dashboards::auth::Token> {
     config.auth.tokens.iter().map(|token| dashboards::auth::Token {
         secret: token.secret.expose().to_owned(),
         tenant: token.tenant.clone(),
@@ -548,6 +564,17 @@ fn pipeline_config(config: &Config) -> PipelineConfig {
     }
 }
 
+/// Limits of the receivers of OTLP/gRPC and OTLP/HTTP.
+pub(crate) fn receiver_limits(config: &Config) -> [receiver::Config; 2] {
+    let otlp = &config.receivers.otlp.protocols;
+    [otlp.grpc.max_request_bytes, otlp.http.max_request_bytes].map(|request_bytes_max| receiver::Config {
+        request_bytes_max: usize::try_from(request_bytes_max.0).unwrap_or(usize::MAX),
+        streams_per_connection_max: u32::try_from(otlp.grpc.max_concurrent_streams).unwrap_or(u32::MAX),
+        read_timeout: otlp.http.read_timeout.get(),
+        ..receiver::Config::default()
+    })
+}
+
 fn engine_config(config: &Config) -> query::EngineConfig {
     query::EngineConfig {
         concurrency_max: usize::try_from(config.query.concurrency).unwrap_or(usize::MAX),
@@ -560,7 +587,7 @@ fn engine_config(config: &Config) -> query::EngineConfig {
 }
 
 /// Exports leave half of the permits to everybody else.
-fn export(config: &Config) -> dashboards::Export {
+pub(crate) fn export(config: &Config) -> dashboards::Export {
     dashboards::Export {
         rows_max: config.query.export_rows_max,
         timeout: config.query.export_timeout.get(),
@@ -568,7 +595,7 @@ fn export(config: &Config) -> dashboards::Export {
     }
 }
 
-fn limits(config: &Config) -> query::Limits {
+pub(crate) fn limits(config: &Config) -> query::Limits {
     query::Limits {
         timeout: config.query.timeout.get(),
         rows_max: config.query.rows_max,
@@ -611,7 +638,7 @@ impl Reload {
     }
 
     /// Whose tokens a reload replaces: the server's, once it has started.
-    fn apply_to(&self, authenticator: Arc<Authenticator>) {
+    pub(crate) fn apply_to(&self, authenticator: Arc<Authenticator>) {
         drop(self.authenticator.set(authenticator));
     }
 
@@ -620,7 +647,7 @@ impl Reload {
         drop(self.rerouter.set(rerouter));
     }
 
-    fn register(&self, registry: &mut Registry) {
+    pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register(
             "godseye_config_last_reload_successful",
             "Whether the configuration was valid when it was last read",
@@ -713,22 +740,36 @@ async fn serve_until_told(
     let mut interrupt = handler(SignalKind::interrupt())?;
     let mut hangup = handler(SignalKind::hangup())?;
 
+    if config.role == Role::Gateway {
+        let server = GatewayServer::start(config, Arc::clone(&reload)).await?;
+        ready(server.addresses(), options);
+        loop {
+            tokio::select! {
+                _told = terminate.recv() => break,
+                _told = interrupt.recv() => break,
+                _told = hangup.recv() => drop(reload.reload()),
+            }
+        }
+        tracing::info!("draining");
+        server.drain().await?;
+        tracing::info!("drained");
+        return Ok(());
+    }
+
     // A stop during the replay needs no drain: nothing was acknowledged by this process yet.
     let mut server = tokio::select! {
         started = Server::start(config, files, options, Arc::clone(&reload)) => started?,
         _told = terminate.recv() => return Ok(()),
         _told = interrupt.recv() => return Ok(()),
     };
-    let Addresses { otlp_grpc, otlp_http, http, pg } = server.addresses();
-    tracing::info!(%otlp_grpc, %otlp_http, %http, %pg, data_dir = %config.data_dir.display(), "ready");
-    if options.announce {
-        announce(server.addresses());
-    }
+    tracing::info!(data_dir = %config.data_dir.display(), "the store is open");
+    ready(server.addresses(), options);
     loop {
         tokio::select! {
             _told = terminate.recv() => break,
             _told = interrupt.recv() => break,
             _told = hangup.recv() => drop(reload.reload()),
+            () = ended(server.kafka.as_mut()) => return Err(ServeError::Ended { what: "the thread that reads Kafka" }),
             _closed = &mut server.maintenance.ended => return Err(ServeError::Ended { what: "store maintenance" }),
             failed = &mut server.fatal => {
                 return match failed {
@@ -744,15 +785,25 @@ async fn serve_until_told(
     Ok(())
 }
 
-/// One line for whoever started us with port 0.
-fn announce(addresses: Addresses) {
-    let line = serde_json::json!({
-        "event": "ready",
-        "otlp_grpc": addresses.otlp_grpc.to_string(),
-        "otlp_http": addresses.otlp_http.to_string(),
-        "http": addresses.http.to_string(),
-        "pg": addresses.pg.to_string(),
-    });
-    let mut stdout = std::io::stdout().lock();
-    drop(writeln!(stdout, "{line}").and_then(|()| stdout.flush()));
+/// When a writer has ended by itself; never where there is none.
+async fn ended(kafka: Option<&mut Writer>) {
+    match kafka {
+        Some(kafka) => kafka.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells the log, and with one line whoever started us with port 0, that requests are answered.
+fn ready(addresses: Addresses, options: Options) {
+    let text = |address: Option<SocketAddr>| address.map(|address| address.to_string());
+    let Addresses { otlp_grpc, otlp_http, http, pg } = addresses;
+    let (otlp_grpc, otlp_http, pg) = (text(otlp_grpc), text(otlp_http), text(pg));
+    tracing::info!(otlp_grpc, otlp_http, %http, pg, "ready");
+    if options.announce {
+        let line = serde_json::json!({
+            "event": "ready", "otlp_grpc": otlp_grpc, "otlp_http": otlp_http, "http": http.to_string(), "pg": pg,
+        });
+        let mut stdout = std::io::stdout().lock();
+        drop(writeln!(stdout, "{line}").and_then(|()| stdout.flush()));
+    }
 }

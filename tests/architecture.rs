@@ -18,6 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("store", &["model"]),
     ("clickhouse_store", &["model", "store"]),
     ("ingest", &["model", "store"]),
+    ("kafka_log", &["model", "store", "ingest"]),
     ("query", &["model", "store"]),
     ("alerting", &["model"]),
     ("slo", &["model"]),
@@ -25,7 +26,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("fixtures", &["model"]),
     (
         "godseye",
-        &["model", "store", "clickhouse_store", "ingest", "query", "alerting", "slo", "dashboards", "fixtures"],
+        &[
+            "model",
+            "store",
+            "clickhouse_store",
+            "ingest",
+            "kafka_log",
+            "query",
+            "alerting",
+            "slo",
+            "dashboards",
+            "fixtures",
+        ],
     ),
 ];
 

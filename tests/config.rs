@@ -142,6 +142,8 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     assert_eq!(config.log.level.name(), "debug");
 
     let all = Overrides {
+        role: Some("writer".to_owned()),
+        kafka_brokers: Some("a:9092,b:9092".to_owned()),
         data_dir: Some(PathBuf::from("/d")),
         otlp_grpc: Some("0.0.0.0:31".to_owned()),
         otlp_http: Some("127.0.0.1:32".to_owned()),
@@ -158,6 +160,8 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     };
     let (config, warnings) = load_text(file, &all, &env).unwrap();
     let mut want = Config { data_dir: PathBuf::from("/d"), ..Config::default() };
+    want.role = godseye::config::Role::Writer;
+    want.kafka.brokers = Some("a:9092,b:9092".to_owned());
     want.receivers.otlp.protocols.grpc.endpoint = "0.0.0.0:31".parse().unwrap();
     want.receivers.otlp.protocols.http.endpoint = "127.0.0.1:32".parse().unwrap();
     want.http.endpoint = "127.0.0.1:33".parse().unwrap();

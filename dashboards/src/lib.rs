@@ -123,9 +123,16 @@ struct Opened {
     registry: Arc<Registry>,
 }
 
+/// What a process without a store has.
+struct WithoutStore {
+    registry: Arc<Registry>,
+    why: &'static str,
+}
+
 struct Shared {
     deps: Deps,
     opened: OnceLock<Opened>,
+    without_store: OnceLock<WithoutStore>,
     exports: Arc<Semaphore>,
     rebuild: OnceLock<Arc<RebuildFn>>,
     alerting: OnceLock<mounted::Mounted>,
@@ -143,6 +150,7 @@ impl Doors {
         Self(Arc::new(Shared {
             deps,
             opened: OnceLock::new(),
+            without_store: OnceLock::new(),
             rebuild: OnceLock::new(),
             alerting: OnceLock::new(),
             exports,
@@ -152,6 +160,20 @@ impl Doors {
     /// Opens them. A second call changes nothing.
     pub fn open(&self, engine: Arc<query::Engine>, registry: Arc<Registry>) {
         drop(self.0.opened.set(Opened { engine, registry }));
+    }
+
+    /// Opens probes and metrics alone: there is no store in this process, and what needs one says why. A second call
+    /// changes nothing.
+    pub fn open_without_store(&self, registry: Arc<Registry>, why: &'static str) {
+        drop(self.0.without_store.set(WithoutStore { registry, why }));
+    }
+
+    /// The metrics, once the doors are open.
+    fn registry(&self) -> Result<&Registry, Box<Response>> {
+        match self.0.without_store.get() {
+            Some(without) => Ok(&without.registry),
+            None => self.opened().map(|opened| &*opened.registry),
+        }
     }
 
     /// Lets people have derived tables derived anew. A second call changes nothing.
@@ -191,6 +213,9 @@ impl Doors {
     }
 
     fn opened(&self) -> Result<&Opened, Box<Response>> {
+        if let Some(without) = self.0.without_store.get() {
+            return Err(Box::new(error(StatusCode::NOT_IMPLEMENTED, "no_store", without.why, None)));
+        }
         self.0.opened.get().ok_or_else(|| {
             let message = "the server is still reading its log; GET /readyz tells how far it is";
             let mut response = error(StatusCode::SERVICE_UNAVAILABLE, "replaying", message, None);

@@ -20,7 +20,7 @@ pub(crate) async fn healthz() -> &'static str {
 pub(crate) async fn readyz(State(doors): State<Doors>) -> Response {
     let (status, body) = match doors.0.deps.readiness.state() {
         // The log is read a moment before the doors open.
-        ReadyState::Ready if doors.0.opened.get().is_some() => {
+        ReadyState::Ready if doors.0.opened.get().is_some() || doors.0.without_store.get().is_some() => {
             let mut body = serde_json::json!({ "status": "ready" });
             // It works, so it is ready; but somebody should look.
             let degraded = doors.0.deps.readiness.degraded();
@@ -48,12 +48,12 @@ pub(crate) async fn metrics(State(doors): State<Doors>, headers: HeaderMap) -> R
     if let Err(response) = doors.tenant(&headers, Scope::Query) {
         return *response;
     }
-    let opened = match doors.opened() {
-        Ok(opened) => opened,
+    let registry = match doors.registry() {
+        Ok(registry) => registry,
         Err(response) => return *response,
     };
     let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &opened.registry) {
+    match prometheus_client::encoding::text::encode(&mut text, registry) {
         Ok(()) => {
             const OPEN_METRICS: HeaderValue =
                 HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");

@@ -60,6 +60,14 @@ pub enum ExportError {
         /// What is wrong.
         detail: String,
     },
+    /// Larger than can be handed on, and cannot be taken apart. Permanent.
+    #[error("{what} does not fit the {limit} bytes that a message may have")]
+    TooLarge {
+        /// What does not fit.
+        what: &'static str,
+        /// The bound, bytes.
+        limit: usize,
+    },
     /// A named bound is reached. The client should send again after `retry_after`.
     #[error("{what}; send again in {} s", .retry_after.as_secs())]
     Overloaded {

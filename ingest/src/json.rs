@@ -8,6 +8,7 @@
 //! identifiers as hexadecimal, enums as integers and keys in lowerCamelCase only.
 
 mod descriptor;
+mod render;
 #[cfg(test)]
 pub mod testing;
 
@@ -23,6 +24,7 @@ use model::signal::Signal;
 use model::wire::put_varint;
 
 use descriptor::{Field, Kind, Message};
+pub use render::render;
 
 /// How many `AnyValue` messages may be nested, the outermost counted as 1, before the rest is skipped.
 ///

@@ -8,6 +8,7 @@ pub mod admission;
 pub mod decode;
 pub mod encode;
 pub mod export;
+pub mod group;
 pub mod json;
 pub mod pipeline;
 pub mod receiver;

@@ -16,7 +16,6 @@
 //!
 //! Not here: sockets, wire formats, and what the store does with a group.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,20 +26,19 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use model::ledger::LedgerDelta;
-use model::signal::{Signal, Table};
-use model::tenant::TenantId;
+use model::signal::Signal;
 use model::time::{Clock, Timestamp};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use store::record::{self, LogEntryMeta};
 use store::{Entry, Store, StoreError};
 use tokio::sync::oneshot;
 
-use crate::decode::{Decoder, OpenGate};
+use crate::decode::OpenGate;
 use crate::export::{Accepted, ExportError, ExportRequest};
+use crate::group::Gather;
 use crate::receiver::Export;
 use crate::series::{RequestSeries, SeriesLimiter};
 
@@ -51,10 +49,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Groups share a sync up to this many bytes, so that together with one more, of a request at its
 /// size limit, they stay below what one record of the log may hold.
 const SHARED_SYNC_BYTES_MAX: usize = 16 << 20;
-
-/// Decoders that a thread keeps for its next group, so that they begin with the room and the
-/// attribute shapes of the last one. More tenants than these in one group are rare.
-const SPARE_DECODERS_MAX: usize = 4;
 
 /// How the pipeline is built. Plain data.
 #[derive(Clone, Debug)]
@@ -283,6 +277,7 @@ impl Export for PipelineHandle {
 /// A running pipeline.
 pub struct Pipeline {
     handle: PipelineHandle,
+    series: SeriesLimiter,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -327,7 +322,13 @@ impl Pipeline {
                 .spawn(move || run_log(&*log, &group_queue, &log_metrics, on_fatal))?,
         );
         let handle = PipelineHandle { jobs, draining: Arc::default(), metrics };
-        Ok(Self { handle, threads })
+        Ok(Self { handle, series, threads })
+    }
+
+    /// Which series are active: for others that feed the same log, since the limit is a tenant's.
+    #[must_use]
+    pub fn series(&self) -> SeriesLimiter {
+        self.series.clone()
     }
 
     /// The receivers' end.
@@ -361,18 +362,6 @@ struct DecodeThread {
     metrics: Metrics,
 }
 
-/// What one tenant has in the group that is being gathered.
-struct Gathered {
-    decoder: Decoder,
-    deltas: BTreeMap<Signal, LedgerDelta>,
-}
-
-impl Gathered {
-    fn rows(&self) -> usize {
-        Table::ALL.into_iter().map(|table| self.decoder.rows(table)).sum()
-    }
-}
-
 /// Memory of an entry, bytes.
 fn memory_of(entry: &Entry) -> usize {
     entry.encoded.len() + entry.batch.as_ref().map_or(0, RecordBatch::get_array_memory_size)
@@ -380,26 +369,25 @@ fn memory_of(entry: &Entry) -> usize {
 
 impl DecodeThread {
     fn run(self) {
-        let mut spare: Vec<Decoder> = Vec::new();
+        let mut gather = Gather::default();
         while let Ok(first) = self.jobs.recv() {
             self.metrics.decoded.wait_below(self.decoded_bytes_max);
             let now = self.clock.now();
-            let mut tenants: BTreeMap<TenantId, Gathered> = BTreeMap::new();
             let mut replies: Vec<Reply> = Vec::new();
             let mut bytes = 0;
             let mut next = Some(first);
             while let Some(job) = next {
                 bytes += job.request.body.len();
-                self.decode(job, now, &mut tenants, &mut spare, &mut replies);
-                let rows: usize = tenants.values().map(Gathered::rows).sum();
-                let cut = bytes >= self.group_bytes_max || rows >= self.group_rows_max;
+                self.decode(job, now, &mut gather, &mut replies);
+                let cut = bytes >= self.group_bytes_max || gather.rows() >= self.group_rows_max;
                 next = if cut { None } else { self.jobs.try_recv().ok() };
             }
             self.metrics.depth("decode", self.jobs.len());
             if replies.is_empty() {
+                gather.clear();
                 continue;
             }
-            let encoded = catch_unwind(AssertUnwindSafe(|| entries(tenants, &mut spare, now, self.encode)));
+            let encoded = catch_unwind(AssertUnwindSafe(|| gather.finish(now, self.encode)));
             let encoded = encoded.map_err(|_panic| "a panic".to_owned());
             match encoded.and_then(|entries| entries.map_err(|error| error.to_string())) {
                 Ok(entries) => {
@@ -419,28 +407,17 @@ impl DecodeThread {
         }
     }
 
-    fn decode(
-        &self,
-        job: Job,
-        now: Timestamp,
-        tenants: &mut BTreeMap<TenantId, Gathered>,
-        spare: &mut Vec<Decoder>,
-        replies: &mut Vec<Reply>,
-    ) {
+    fn decode(&self, job: Job, now: Timestamp, gather: &mut Gather, replies: &mut Vec<Reply>) {
         let Job { request: ExportRequest { signal, tenant, body }, reply } = job;
-        let gathered = tenants
-            .entry(tenant.clone())
-            .or_insert_with(|| Gathered { decoder: spare.pop().unwrap_or_default(), deltas: BTreeMap::new() });
         // A panic in the decoder is a defect, but one request must not take the process along, nor
         // its neighbours' data: what was gathered with it is refused retryably, so it comes again.
         let mut series = (signal == Signal::Metrics).then(|| self.series.request(&tenant, now));
         let decoded = catch_unwind(AssertUnwindSafe(|| match &mut series {
-            Some(series) => gathered.decoder.decode(signal, &body, now, series),
-            None => gathered.decoder.decode(signal, &body, now, &mut OpenGate),
+            Some(series) => gather.decode(signal, &tenant, &body, now, series),
+            None => gather.decode(signal, &tenant, &body, now, &mut OpenGate),
         }));
         match decoded {
             Ok(Ok(delta)) => {
-                gathered.deltas.entry(signal).or_default().merge(&delta);
                 replies.push(Reply { to: reply, signal, delta, series });
             }
             Ok(Err(error)) => {
@@ -451,49 +428,11 @@ impl DecodeThread {
                 self.metrics.panics.inc();
                 tracing::error!(%signal, bytes = body.len(), "decoding a request panicked; the request is refused");
                 refuse(std::mem::take(replies), "a neighbouring request failed");
-                tenants.clear();
+                gather.clear();
                 answer(reply, Err(ExportError::Internal { detail: "decoding the request panicked" }));
             }
         }
     }
-}
-
-/// The log entries of a group: one per tenant and table, with the ledger line of each signal on
-/// the first of its tables.
-fn entries(
-    tenants: BTreeMap<TenantId, Gathered>,
-    spare: &mut Vec<Decoder>,
-    now: Timestamp,
-    encode: bool,
-) -> Result<Vec<Entry>, record::RecordError> {
-    let minute = now.floor_minute().0;
-    let mut entries = Vec::new();
-    for (tenant, mut gathered) in tenants {
-        let meta = |table: Table, deltas: &mut BTreeMap<Signal, LedgerDelta>| LogEntryMeta {
-            tenant: tenant.clone(),
-            table,
-            minute,
-            ledger: deltas.remove(&table.signal()).unwrap_or_default(),
-        };
-        let batches = gathered.decoder.finish();
-        if spare.len() < SPARE_DECODERS_MAX {
-            spare.push(gathered.decoder);
-        }
-        for (table, batch) in batches {
-            let meta = meta(table, &mut gathered.deltas);
-            let encoded = if encode { record::encode(&meta, Some(&batch))? } else { Vec::new() };
-            entries.push(Entry { meta, batch: Some(batch), encoded });
-        }
-        // Signals of which every item was refused still count in the ledger.
-        for table in Table::ALL {
-            if gathered.deltas.get(&table.signal()).is_some_and(|delta| !delta.is_empty()) {
-                let meta = meta(table, &mut gathered.deltas);
-                let encoded = record::encode(&meta, None)?;
-                entries.push(Entry { meta, batch: None, encoded });
-            }
-        }
-    }
-    Ok(entries)
 }
 
 fn run_log(log: &dyn Log, groups: &Receiver<Group>, metrics: &Metrics, on_fatal: impl FnOnce(StoreError)) {

@@ -5,6 +5,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
+use model::tenant::TenantId;
 use store::wal::WalError;
 
 use super::*;

@@ -5,8 +5,8 @@
 
 use super::units::{ByteSize, Interval};
 use super::{
-    Alerting, Auth, ClickHouse, Compaction, Config, Engine, Grpc, Http, Limits, Log, LogFormat, LogLevel, Memtable,
-    Otlp, OtlpHttp, Pg, Protocols, Query, Receivers, Retention, Shutdown, Storage, Wal,
+    Alerting, Auth, ClickHouse, Compaction, Config, Engine, Grpc, Http, Kafka, Limits, Log, LogFormat, LogLevel,
+    Memtable, Otlp, OtlpHttp, Pg, Protocols, Query, Receivers, Retention, Role, Shutdown, Storage, Wal,
 };
 use model::tenant::TenantId;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -107,6 +107,18 @@ pub const CLICKHOUSE_CONNECT_TIMEOUT: Interval = Interval::seconds(2);
 /// A group-by of some ten million groups; a server that is worth its own machine has several times that.
 pub const CLICKHOUSE_QUERY_MEMORY_BYTES: ByteSize = ByteSize(4096 * MIB);
 
+/// With key, headers and the batch around it, below what a broker takes unless it is told otherwise.
+pub const KAFKA_MESSAGE_BYTES: ByteSize = ByteSize(kafka_log::config::MESSAGE_BYTES_DEFAULT as u64);
+
+/// A second of some ten thousand usual requests, and one of the largest.
+pub const KAFKA_QUEUE_BYTES: ByteSize = ByteSize(kafka_log::config::QUEUE_BYTES_DEFAULT as u64);
+
+/// Less than the ten seconds after which an SDK gives up, and long enough for another broker to become leader.
+pub const KAFKA_DELIVERY_TIMEOUT: Interval = Interval::seconds(kafka_log::config::DELIVERY_TIMEOUT_MS_DEFAULT / 1000);
+
+/// Kafka's own: a writer that is restarted within it has its partitions at once.
+pub const KAFKA_SESSION_TIMEOUT: Interval = Interval::seconds(kafka_log::config::SESSION_TIMEOUT_MS_DEFAULT / 1000);
+
 /// Two of the largest requests at once, or thousands of usual ones; more arrive as retryable refusals.
 pub const IN_FLIGHT_BYTES: ByteSize = ByteSize(128 * MIB);
 
@@ -164,6 +176,7 @@ const fn local(port: u16) -> SocketAddr {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            role: Role::All,
             data_dir: PathBuf::from(DATA_DIR),
             receivers: Receivers {
                 otlp: Otlp {
@@ -210,6 +223,7 @@ impl Default for Config {
                 // Destinations stand in the operator's own file, and many are in the same network.
                 allow_private_targets: true,
             },
+            kafka: Kafka::default(),
             limits: Limits { in_flight_bytes: IN_FLIGHT_BYTES, series_max: SERIES_MAX },
             query: Query {
                 timeout: QUERY_TIMEOUT,

@@ -22,6 +22,7 @@
 mod clickhouse;
 pub mod defaults;
 mod expand;
+mod kafka;
 mod mask;
 mod read;
 mod render;
@@ -33,6 +34,7 @@ mod units;
 mod yaml;
 
 pub use clickhouse::{Ack, ClickHouse, Engine};
+pub use kafka::{Compression, Encoding, Kafka, Mechanism, MessageKey, Role};
 pub use report::{Diagnostic, Report, Severity};
 pub use secret::Secret;
 pub use units::{ByteSize, Interval};
@@ -52,6 +54,8 @@ const FILE_BYTES_MAX: usize = 1 << 20;
 /// Everything that can be configured. [`Config::default`] is what an empty file means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// Which parts run in this process.
+    pub role: Role,
     /// Where telemetry, the WAL and the manifest live. One process per directory.
     pub data_dir: PathBuf,
     /// What telemetry comes in through.
@@ -66,6 +70,8 @@ pub struct Config {
     pub storage: Storage,
     /// Who is told when something breaks, and what that is.
     pub alerting: Alerting,
+    /// The Kafka that telemetry goes through.
+    pub kafka: Kafka,
     /// Bounds on memory.
     pub limits: Limits,
     /// Bounds on one query.
@@ -382,6 +388,10 @@ pub trait Env {
 /// What was set on the command line, the strongest layer. Values are texts, checked as the file's are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
+    /// `--role`.
+    pub role: Option<String>,
+    /// `--kafka-brokers`.
+    pub kafka_brokers: Option<String>,
     /// `--data-dir`.
     pub data_dir: Option<PathBuf>,
     /// `--otlp-grpc`.
@@ -427,7 +437,12 @@ const PATHS_SEPARATOR: &str = ":";
 const URLS_SEPARATOR: &str = ",";
 
 /// Every key that the environment and a flag can set too.
-const SETTINGS: [Setting; 16] = [
+const SETTINGS: [Setting; 20] = [
+    Setting { path: &["role"], variable: "GODSEYE_ROLE", flag: "--role" },
+    Setting { path: &["kafka", "brokers"], variable: "GODSEYE_KAFKA_BROKERS", flag: "--kafka-brokers" },
+    // Without flags: a command line is no place for a password, and the user goes with it.
+    Setting { path: &["kafka", "user"], variable: "GODSEYE_KAFKA_USER", flag: "" },
+    Setting { path: &["kafka", "password"], variable: "GODSEYE_KAFKA_PASSWORD", flag: "" },
     Setting { path: &["data_dir"], variable: "GODSEYE_DATA_DIR", flag: "--data-dir" },
     Setting {
         path: &["receivers", "otlp", "protocols", "grpc", "endpoint"],
@@ -468,6 +483,10 @@ impl Overrides {
     fn texts(&self) -> [Option<String>; SETTINGS.len()] {
         let paths = |paths: &[String]| (!paths.is_empty()).then(|| paths.join(PATHS_SEPARATOR));
         [
+            self.role.clone(),
+            self.kafka_brokers.clone(),
+            None,
+            None,
             self.data_dir.as_deref().and_then(Path::to_str).map(str::to_owned),
             self.otlp_grpc.clone(),
             self.otlp_http.clone(),

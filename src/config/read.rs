@@ -674,7 +674,7 @@ impl Visitor for Reader<'_, '_> {
             *value = None;
             return;
         }
-        let Some((scalar, at)) = self.scalar(key, "expected a text, such as ${env:CLICKHOUSE_PASSWORD}") else {
+        let Some((scalar, at)) = self.scalar(key, "expected a text, such as ${env:PASSWORD}") else {
             return;
         };
         if scalar.text == MASK {
@@ -806,6 +806,11 @@ pub(super) fn check_rules(config: &Config, reading: &mut Reading<'_>) {
                     .help("add `auth.tokens`, or set `auth.allow_unauthenticated: true` on a network you trust")
             });
         }
+    }
+    if let Some(refusal) = crate::roles::problem(config)
+        && let Some(at) = refusal.keys.iter().filter_map(|path| place(path)).max()
+    {
+        findings.push(Finding::error(at, &refusal.message, &refusal.expected));
     }
     let in_flight = config.limits.in_flight_bytes;
     for (path, request) in [

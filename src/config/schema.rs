@@ -4,7 +4,7 @@
 //! Defaults are not here (see `defaults`), nor are rules between two keys (see `read`).
 
 use super::units::{ByteSize, Interval};
-use super::{Config, Engine, LogFormat, LogLevel, Secret, Token, clickhouse};
+use super::{Config, Engine, LogFormat, LogLevel, Role, Secret, Token, clickhouse, kafka};
 use model::tenant::TenantId;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -56,6 +56,7 @@ pub(super) trait Visitor {
 /// Walks every key of `config`.
 pub(super) fn visit(config: &mut Config, v: &mut dyn Visitor) {
     let c = config;
+    choose(v, "role", Role::NAMES, &Role::ALL, &mut c.role);
     v.directory("data_dir", &mut c.data_dir);
     v.section("receivers", &mut |v| {
         v.section("otlp", &mut |v| {
@@ -120,6 +121,7 @@ pub(super) fn visit(config: &mut Config, v: &mut dyn Visitor) {
         v.url("external_url", &mut alerting.external_url);
         v.flag("allow_private_targets", &mut alerting.allow_private_targets);
     });
+    v.section("kafka", &mut |v| kafka::visit(&mut c.kafka, v));
     v.section("limits", &mut |v| {
         v.bytes("in_flight_bytes", &mut c.limits.in_flight_bytes, MIB..=64 * GIB);
         v.count("series_max", &mut c.limits.series_max, 1_000..=100_000_000);

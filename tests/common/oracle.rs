@@ -62,6 +62,11 @@ impl Sending {
     /// Starts sending, on a thread of its own.
     pub fn start(self, server: &Server) -> Load {
         let to = if self.protocol == Protocol::Grpc { server.otlp_grpc } else { server.otlp_http };
+        self.start_at(to)
+    }
+
+    /// As [`Sending::start`], to anybody who takes OTLP.
+    pub fn start_at(self, to: std::net::SocketAddr) -> Load {
         let config = LoadConfig {
             endpoints: vec![format!("http://{to}")],
             protocol: self.protocol,

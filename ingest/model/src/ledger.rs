@@ -50,11 +50,13 @@ pub enum RejectReason {
     TooManyItems = 18,
     /// Past [`crate::limits::PROFILE_BYTES_PER_REQUEST_MAX`] of one request.
     ProfileTooLarge = 19,
+    /// An item that fits no message of the Kafka topic that it should go through.
+    MessageTooLarge = 20,
 }
 
 impl RejectReason {
     /// Every reason.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::InvalidTraceId,
         Self::InvalidSpanId,
         Self::TimeOutOfRange,
@@ -74,6 +76,7 @@ impl RejectReason {
         Self::InvalidProfileReference,
         Self::TooManyItems,
         Self::ProfileTooLarge,
+        Self::MessageTooLarge,
     ];
 
     /// The stable name: a ledger row's `reason`, a metric's label.
@@ -99,6 +102,7 @@ impl RejectReason {
             Self::InvalidProfileReference => "invalid_profile_reference",
             Self::TooManyItems => "too_many_items",
             Self::ProfileTooLarge => "profile_too_large",
+            Self::MessageTooLarge => "message_too_large",
         }
     }
 
@@ -131,6 +135,7 @@ impl RejectReason {
             Self::ProfileTooLarge => {
                 "with stacks and dictionary written out, the request's profiles take more than 64 MiB; send fewer in one"
             }
+            Self::MessageTooLarge => "the item alone is larger than a message to Kafka may be (kafka.message_bytes)",
         }
     }
 

@@ -266,6 +266,13 @@ impl<'a> Reader<'a> {
         self.rest.len()
     }
 
+    /// What has not been read yet.
+    #[inline]
+    #[must_use]
+    pub const fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     /// The next field's number and value, or `None` at the end.
     ///
     /// # Errors

@@ -137,6 +137,18 @@ impl Decoder {
         }
     }
 
+    /// What [`Decoder::decode`] would make of a request, of which nothing is kept. For a decoder that does nothing else.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode`].
+    pub fn check(&mut self, signal: Signal, body: &[u8], now: Timestamp) -> Result<LedgerDelta, DecodeError> {
+        let decoded = self.decode(signal, body, now, &mut OpenGate);
+        self.rewind([0; Table::COUNT]);
+        // Without rows this only forgets the values that rows pointed at.
+        drop(self.finish());
+        decoded
+    }
+
     /// Rows waiting for one table.
     #[must_use]
     pub fn rows(&self, table: Table) -> usize {

@@ -171,6 +171,7 @@ impl From<ExportError> for Refusal {
     fn from(error: ExportError) -> Self {
         match error {
             ExportError::Malformed { .. } => Self::Malformed { detail: error.to_string() },
+            ExportError::TooLarge { limit, .. } => Self::TooLarge { limit },
             ExportError::Overloaded { what, retry_after } => Self::Overloaded { what, retry_after },
             ExportError::Internal { .. } => Self::Internal,
             ExportError::ShuttingDown => Self::ShuttingDown,

@@ -48,7 +48,7 @@ pub use error::StoreError;
 pub use follow::{Followed, Follower, Observer};
 pub use layout::{Layout, Promoted};
 pub use metrics::Metrics;
-pub use record::LogEntryMeta;
+pub use record::{LogEntryMeta, Position};
 pub use segment::{Segment, SegmentFile, SegmentMeta};
 pub use sink::{Cut, Sink, SinkError};
 pub use store::{DerivedSnapshot, DerivedTables, Entry, ReplayProgress, Snapshot, Stats, Store, TableSnapshot};

@@ -17,6 +17,7 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehav
 use crate::catalog::AttributeKinds;
 use crate::derived::manifest::{self as derived, Delta};
 use crate::error::StoreError;
+use crate::record::Position;
 use crate::segment::SegmentMeta;
 
 /// How long a statement waits for another process (a person with `sqlite3`) to let go.
@@ -70,6 +71,15 @@ const MIGRATIONS: &[&str] = &[
         at           INTEGER NOT NULL
     ) STRICT;
 ",
+    "
+    CREATE TABLE positions (
+        source    TEXT NOT NULL,
+        partition INTEGER NOT NULL,
+        next      INTEGER NOT NULL,
+        seq       INTEGER NOT NULL, -- the log record up to which it is known
+        PRIMARY KEY (source, partition)
+    ) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// What the manifest held at start.
@@ -87,6 +97,9 @@ pub(crate) struct Loaded {
     pub(crate) next_segment_id: u64,
     /// The log record that ends a cut of each table which a sink may have; indexed by [`Table::index`].
     pub(crate) cuts: [Option<u64>; Table::COUNT],
+    /// How far sources were read when log records up to `positions_seq` had been written.
+    pub(crate) positions: Vec<Position>,
+    pub(crate) positions_seq: u64,
 }
 
 /// What a flush of one table adds.
@@ -101,6 +114,9 @@ pub(crate) struct FlushCommit<'a> {
     pub(crate) high_water: u64,
     /// Every row of any table up to this log record is.
     pub(crate) covered_seq: u64,
+    /// How far every source is read, once everything up to `positions_seq` is in the log or a segment.
+    pub(crate) positions: Vec<Position>,
+    pub(crate) positions_seq: u64,
 }
 
 /// The manifest, open.
@@ -156,6 +172,8 @@ impl Manifest {
             covered_seq: self.meta("covered_seq")?,
             next_segment_id: self.meta("next_segment_id")?,
             cuts: [None; Table::COUNT],
+            positions: Vec::new(),
+            positions_seq: 0,
         };
         let mut statement = self
             .connection
@@ -211,6 +229,17 @@ impl Manifest {
             let table = table_of(table).ok_or_else(|| self.damaged(format!("cut of table {table}")))?;
             loaded.cuts[table.index()] = Some(seq.cast_unsigned());
         }
+        let mut statement = self
+            .connection
+            .prepare("SELECT source, partition, next, seq FROM positions")
+            .map_err(error("read the positions"))?;
+        let mut rows = statement.query([]).map_err(error("read the positions"))?;
+        while let Some(row) = rows.next().map_err(error("read the positions"))? {
+            let (source, partition, next, seq): (String, i32, i64, i64) =
+                row.try_into().map_err(error("read the positions"))?;
+            loaded.positions.push(Position { source: source.into(), partition, next });
+            loaded.positions_seq = loaded.positions_seq.max(seq.cast_unsigned());
+        }
         Ok(loaded)
     }
 
@@ -233,6 +262,7 @@ impl Manifest {
         transaction
             .execute("UPDATE meta SET value = max(value, ?1) WHERE name = 'covered_seq'", [signed(flush.covered_seq)])
             .map_err(error("set the covered sequence number"))?;
+        insert_positions(&transaction, &flush.positions, flush.positions_seq)?;
         let known: Option<i64> = transaction
             .query_row("SELECT seq FROM high_water WHERE table_number = ?1", [flush.table as u8], |row| row.get(0))
             .optional()
@@ -397,6 +427,20 @@ fn table_of(number: i64) -> Option<Table> {
     u8::try_from(number).ok().and_then(Table::from_u8)
 }
 
+fn insert_positions(transaction: &Transaction<'_>, positions: &[Position], seq: u64) -> Result<(), StoreError> {
+    let error = StoreError::manifest;
+    let mut statement = transaction
+        .prepare(
+            "INSERT INTO positions (source, partition, next, seq) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT DO UPDATE SET next = excluded.next, seq = excluded.seq WHERE seq <= excluded.seq",
+        )
+        .map_err(error("set a position"))?;
+    for Position { source, partition, next } in positions {
+        statement.execute(params![source.as_ref(), partition, next, signed(seq)]).map_err(error("set a position"))?;
+    }
+    Ok(())
+}
+
 fn insert_segment(transaction: &Transaction<'_>, meta: &SegmentMeta, kinds: &AttributeKinds) -> Result<(), StoreError> {
     transaction
         .execute(
@@ -476,6 +520,8 @@ mod tests {
             deltas: &[],
             high_water: seq,
             covered_seq: seq - 1,
+            positions: vec![Position { source: "spans".into(), partition: 1, next: seq.cast_signed() * 10 }],
+            positions_seq: seq,
         }
     }
 
@@ -494,6 +540,7 @@ mod tests {
         let loaded = manifest.load().unwrap();
         assert_eq!(loaded.live.iter().map(|(meta, _)| meta.clone()).collect::<Vec<_>>(), [one.clone(), two.clone()]);
         assert_eq!((loaded.high_water[Table::Logs.index()], loaded.covered_seq, loaded.next_segment_id), (9, 8, 3));
+        assert_eq!((loaded.positions[0].next, loaded.positions_seq), (90, 9));
         assert_eq!(manifest.ledger(&one.tenant).unwrap()[0].items, 10);
         assert_eq!(manifest.ledger(&TenantId::default_tenant()).unwrap(), []);
 

@@ -11,10 +11,12 @@
 //!        │ reasons u8 │ tenant │ reasons × (reason u8, items u64) │ body
 //! body   (metadata length u32 │ data length u32 │ metadata │ data) …   each padded to 8 bytes
 //! group  entries u32 │ (length u32) … │ entry …
+//! positions  bytes u32 │ (source length u16 │ source │ partition i32 │ next i64) …
 //! ```
 //!
 //! Little endian. A group is what one sync acknowledges: one record of the log, so that it is
-//! there whole or not at all.
+//! there whole or not at all. A group that was read from somewhere else has positions in front of it, in the same
+//! record: so rows and how far they were read are durable together.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, LazyLock};
@@ -36,6 +38,9 @@ pub const ENTRY_VERSION: u8 = 1;
 
 /// The kind of the log's records that hold a group of entries.
 pub const GROUP_KIND: u8 = 1;
+
+/// The kind of the log's records that hold positions, then a group of entries.
+pub const POSITIONED_GROUP_KIND: u8 = 2;
 
 /// The most a group may take, bytes: whoever forms groups cuts them well before.
 pub const GROUP_BYTES_MAX: u64 = crate::wal::RECORD_BYTES_MAX_DEFAULT as u64;
@@ -345,6 +350,58 @@ pub fn group_entries(record: &[u8]) -> Result<Vec<&[u8]>, RecordError> {
     if input.0.is_empty() { Ok(entries) } else { Err(damaged("group")) }
 }
 
+/// How far one partition of a source was read: everything before `next` is in the store.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// Which source. It is named so that no other one has the same name: a topic with its cluster, say.
+    pub source: Arc<str>,
+    /// Which partition of it.
+    pub partition: i32,
+    /// What is to be read next.
+    pub next: i64,
+}
+
+/// The longest name of a source, bytes: a topic of Kafka has up to 249, its cluster some twenty.
+pub const SOURCE_BYTES_MAX: usize = 1024;
+
+/// What stands in front of a group that was read from somewhere.
+///
+/// # Panics
+/// When a source's name is longer than [`SOURCE_BYTES_MAX`].
+#[must_use]
+pub fn positions_head(positions: &[Position]) -> Vec<u8> {
+    let mut head = vec![0; 4];
+    for Position { source, partition, next } in positions {
+        assert!(source.len() <= SOURCE_BYTES_MAX, "the name of a source is too long");
+        head.extend_from_slice(&u16::try_from(source.len()).expect("just compared").to_le_bytes());
+        head.extend_from_slice(source.as_bytes());
+        head.extend_from_slice(&partition.to_le_bytes());
+        head.extend_from_slice(&next.to_le_bytes());
+    }
+    let bytes = u32::try_from(head.len() - 4).expect("a record of the log is far below 4 GiB");
+    head[..4].copy_from_slice(&bytes.to_le_bytes());
+    head
+}
+
+/// The positions in front of a group, and the group.
+///
+/// # Errors
+/// [`RecordError::Damaged`] when lengths do not add up.
+pub fn split_positions(record: &[u8]) -> Result<(Vec<Position>, &[u8]), RecordError> {
+    let mut input = Input(record);
+    let bytes = input.u32("positions")? as usize;
+    let mut head = Input(input.take(bytes, "positions")?);
+    let mut positions = Vec::new();
+    while !head.0.is_empty() {
+        let length = usize::from(u16::from_le_bytes(head.array("positions")?));
+        let source = std::str::from_utf8(head.take(length, "positions")?).map_err(|_| damaged("positions"))?;
+        let partition = i32::from_le_bytes(head.array("positions")?);
+        let next = i64::from_le_bytes(head.array("positions")?);
+        positions.push(Position { source: source.into(), partition, next });
+    }
+    Ok((positions, input.0))
+}
+
 /// Bytes that are left to read.
 struct Input<'a>(&'a [u8]);
 
@@ -451,5 +508,20 @@ mod tests {
         }
         record.push(0);
         assert!(group_entries(&record).is_err());
+    }
+
+    #[test]
+    fn positions_round_trip() {
+        let position = |source: &str, partition, next| Position { source: source.into(), partition, next };
+        let positions = [position("cluster/otlp_spans", 0, 7), position("", i32::MAX, i64::MAX), position("é", -1, -1)];
+        for known in [&positions[..], &[]] {
+            let mut record = positions_head(known);
+            let head = record.len();
+            record.extend_from_slice(b"group");
+            assert_eq!(split_positions(&record).unwrap(), (known.to_vec(), &b"group"[..]));
+            for length in 0..head {
+                assert!(split_positions(&record[..length]).is_err(), "cut at {length}");
+            }
+        }
     }
 }

@@ -40,7 +40,10 @@ use crate::lock::{DataDir, create_dir_durably, sync_dir};
 use crate::manifest::{FlushCommit, Manifest};
 use crate::memtable::{Memtable, TenantRows, batch_bytes};
 use crate::metrics::{Metrics, gauge};
-use crate::record::{GROUP_KIND, LogEntryMeta, RecordError, decode_if, group_entries, group_head};
+use crate::record::{
+    GROUP_KIND, LogEntryMeta, POSITIONED_GROUP_KIND, Position, RecordError, decode_if, group_entries, group_head,
+    positions_head, split_positions,
+};
 use crate::retention;
 use crate::segment::{
     Packing, SEGMENT_EXTENSION, SEGMENT_FORMAT_VERSION, Segment, SegmentMeta, SegmentWriter, TEMPORARY_EXTENSION,
@@ -257,6 +260,31 @@ struct State {
     /// How many memtables of spans were frozen: the number of the active one.
     spans_frozen: u64,
     published_seq: u64,
+    /// How far sources are read, as of `published_seq`.
+    positions: Positions,
+}
+
+/// By source and partition, what is to be read next.
+#[derive(Clone, Debug, Default)]
+struct Positions(BTreeMap<Arc<str>, BTreeMap<i32, i64>>);
+
+impl Positions {
+    fn set(&mut self, position: &Position) {
+        let Position { source, partition, next } = position;
+        match self.0.get_mut(source) {
+            Some(partitions) => drop(partitions.insert(*partition, *next)),
+            None => drop(self.0.insert(Arc::clone(source), BTreeMap::from([(*partition, *next)]))),
+        }
+    }
+
+    fn all(&self) -> Vec<Position> {
+        let of = |(source, partitions): (&Arc<str>, &BTreeMap<i32, i64>)| -> Vec<Position> {
+            let each = partitions.iter();
+            each.map(|(partition, next)| Position { source: Arc::clone(source), partition: *partition, next: *next })
+                .collect()
+        };
+        self.0.iter().flat_map(of).collect()
+    }
 }
 
 impl State {
@@ -512,10 +540,13 @@ impl Store {
             derived,
             spans_frozen: 0,
             published_seq: 0,
+            positions: Positions::default(),
         };
+        loaded.positions.iter().for_each(|position| state.positions.set(position));
         let mut replay = Replay {
             state: &mut state,
             high_water: loaded.high_water,
+            positions_seq: loaded.positions_seq,
             cuts: loaded.cuts,
             cut: Table::ALL.map(Memtable::new),
             now: config.clock.now(),
@@ -584,6 +615,12 @@ impl Store {
         &self.recovery
     }
 
+    /// Who this data directory is: the identity of its log, the same as long as the log is.
+    #[must_use]
+    pub const fn log_id(&self) -> [u8; 16] {
+        self.log_id
+    }
+
     /// What was lost, set aside, or waits for a sink that fails, in sentences for an operator; empty when all is well.
     /// Damage of the log is told until a start finds none, segments as long as they are set aside.
     #[must_use]
@@ -610,12 +647,33 @@ impl Store {
     /// # Errors
     /// Retryable ones leave no trace of the group, neither in memory nor in a later replay. A fatal
     /// one means that nothing may be acknowledged any more.
-    pub fn append_group(&self, entries: Vec<Entry>) -> Result<(), StoreError> {
+    pub fn append_group(&self, mut entries: Vec<Entry>) -> Result<(), StoreError> {
+        self.append(&mut entries, &[])
+    }
+
+    /// As [`Store::append_group`], of rows that were read from somewhere: how far is durable in the same record of the
+    /// log, and later in the transaction that lists their segments, so that whoever goes on from
+    /// [`Store::position`] after a crash appends no row twice and leaves none out. The entries are left where they are on
+    /// an error, to be tried again. Without entries nothing is kept, positions neither.
+    ///
+    /// # Errors
+    /// As [`Store::append_group`].
+    pub fn append_group_at(&self, entries: &mut Vec<Entry>, positions: &[Position]) -> Result<(), StoreError> {
+        self.append(entries, positions)
+    }
+
+    /// What is to be read next from a partition of a source; `None` when nothing was.
+    #[must_use]
+    pub fn position(&self, source: &str, partition: i32) -> Option<i64> {
+        lock(&self.state).positions.0.get(source)?.get(&partition).copied()
+    }
+
+    fn append(&self, entries: &mut Vec<Entry>, positions: &[Position]) -> Result<(), StoreError> {
         if entries.is_empty() {
             return Ok(());
         }
         let mut sizes = Vec::with_capacity(entries.len());
-        for entry in &entries {
+        for entry in &*entries {
             let table = entry.meta.table;
             if entry.batch.as_ref().is_some_and(|batch| batch.schema_ref() != &schema(table)) {
                 return Err(StoreError::SchemaMismatch { table: table.name() });
@@ -646,7 +704,11 @@ impl Store {
             return Err(StoreError::MemoryFull { bytes: memory_bytes, max });
         }
 
-        let head = group_head(entries.iter().map(|entry| entry.encoded.len()));
+        let (kind, mut head) = match positions {
+            [] => (GROUP_KIND, Vec::new()),
+            positions => (POSITIONED_GROUP_KIND, positions_head(positions)),
+        };
+        head.extend(group_head(entries.iter().map(|entry| entry.encoded.len())));
         let mut parts: Vec<&[u8]> = Vec::with_capacity(entries.len() + 1);
         parts.push(&head);
         parts.extend(entries.iter().map(|entry| entry.encoded.as_slice()));
@@ -654,7 +716,7 @@ impl Store {
         let started = Instant::now();
         // Held until the group is published, so that groups are published in their order.
         let mut wal = lock(&self.wal);
-        let committed = wal.append(GROUP_KIND, &parts).and_then(|seq| wal.sync().map(|_| seq));
+        let committed = wal.append(kind, &parts).and_then(|seq| wal.sync().map(|_| seq));
         let seq = committed.inspect_err(|error| {
             let reason = if error.is_retryable() { "disk_full" } else { "log_failed" };
             self.metrics.refused.get_or_create(&[("reason", reason)]).inc();
@@ -680,7 +742,8 @@ impl Store {
         let now = self.config.clock.now();
         let mut state = lock(&self.state);
         state.published_seq = seq;
-        for (entry, bytes) in entries.into_iter().zip(sizes) {
+        positions.iter().for_each(|position| state.positions.set(position));
+        for (entry, bytes) in entries.drain(..).zip(sizes) {
             let batch = entry.batch.map(|batch| (batch, bytes));
             state.active[entry.meta.table.index()].add(seq, entry.meta, batch, now);
         }
@@ -1066,6 +1129,10 @@ impl Store {
             }
         };
         self.reach(Step::AfterRenameBeforeManifest)?;
+        let (positions, positions_seq) = {
+            let state = lock(&self.state);
+            (state.positions.all(), state.published_seq)
+        };
         let commit = FlushCommit {
             table,
             segments: segments.iter().map(|segment| (segment.meta(), segment.kinds())).collect(),
@@ -1075,6 +1142,8 @@ impl Store {
             // Of now, and not of when it was frozen: an attempt may have failed, and other tables been flushed since. The
             // log is cut by what is unflushed, and a start takes what is cut and not covered for lost.
             covered_seq: lock(&self.state).first_unflushed(Some(table)) - 1,
+            positions,
+            positions_seq,
         };
         {
             let _gate = self.ledger_gate.write().unwrap_or_else(PoisonError::into_inner);
@@ -1456,6 +1525,8 @@ struct SegmentPlace<'a> {
 struct Replay<'a> {
     state: &'a mut State,
     high_water: [u64; Table::COUNT],
+    /// The manifest knows how far sources were read up to this log record.
+    positions_seq: u64,
     /// Where a sink's cuts end, and their rows.
     cuts: [Option<u64>; Table::COUNT],
     cut: [Memtable; Table::COUNT],
@@ -1468,20 +1539,29 @@ impl Replay<'_> {
     /// Takes one record. Only a format of a later release ends the start; a record that makes no
     /// sense though its checksum is right is set aside.
     fn visit(&mut self, record: Record<'_>) -> Result<(), wal::VisitError> {
-        if record.kind != GROUP_KIND {
-            return Err(Box::new(RecordError::NewerVersion {
-                what: "record kind",
-                found: u32::from(record.kind),
-                supported: u32::from(GROUP_KIND),
-            }));
-        }
-        let entries = match group_entries(record.payload) {
-            Ok(entries) => entries,
+        let parts = match record.kind {
+            GROUP_KIND => group_entries(record.payload).map(|entries| (Vec::new(), entries)),
+            POSITIONED_GROUP_KIND => {
+                split_positions(record.payload).and_then(|(positions, group)| Ok((positions, group_entries(group)?)))
+            }
+            kind => {
+                return Err(Box::new(RecordError::NewerVersion {
+                    what: "record kind",
+                    found: u32::from(kind),
+                    supported: u32::from(POSITIONED_GROUP_KIND),
+                }));
+            }
+        };
+        let (positions, entries) = match parts {
+            Ok(parts) => parts,
             Err(error) => {
                 self.set_aside(record, &error);
                 return Ok(());
             }
         };
+        if record.seq > self.positions_seq {
+            positions.iter().for_each(|position| self.state.positions.set(position));
+        }
         let mut damaged = None;
         for bytes in entries {
             match decode_if(bytes, |table| record.seq > self.high_water[table.index()]) {

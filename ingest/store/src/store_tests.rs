@@ -343,6 +343,11 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
+/// So many rows were read from the one partition of an owner's source.
+fn position(owner: &str, count: u64) -> Position {
+    Position { source: owner.into(), partition: 7, next: i64::try_from(count).unwrap() }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
@@ -360,8 +365,10 @@ proptest! {
                 Act::Append { owner, rows } => {
                     let (count, groups) = &mut spans_of[owner];
                     let log = entry(OWNERS[owner], Table::Logs, Some(random_batch(Table::Logs, 1, 1)), LedgerDelta::default());
-                    store.append_group(vec![spans(OWNERS[owner], *count, rows), log]).unwrap();
+                    let mut entries = vec![spans(OWNERS[owner], *count, rows), log];
                     *count += rows as u64;
+                    store.append_group_at(&mut entries, &[position(OWNERS[owner], *count)]).unwrap();
+                    prop_assert!(entries.is_empty());
                     *groups += 1;
                     logs += 1;
                 }
@@ -391,6 +398,8 @@ proptest! {
             }
             for (owner, (count, groups)) in OWNERS.iter().zip(spans_of) {
                 check(&store, owner, count, groups);
+                let next = (groups > 0).then(|| position(owner, count).next);
+                prop_assert_eq!(store.position(owner, 7), next);
             }
             let found: usize = OWNERS.iter().map(|owner| {
                 let batches = read_all(&store.snapshot(&tenant(owner)), Table::Logs);
