@@ -67,6 +67,7 @@ pub(super) async fn episodes(
             let stored = Stored {
                 store: Arc::clone(&local.store),
                 asker: local.asker.clone(),
+                is_elsewhere: false,
                 runtime: tokio::runtime::Handle::current(),
                 stop: CancellationToken::new(),
             };
