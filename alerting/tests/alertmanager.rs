@@ -73,27 +73,35 @@ async fn receiver() -> (SocketAddr, Got) {
     (address, got)
 }
 
+/// Starts of Alertmanager before one counts as impossible.
+const STARTS_MAX: usize = 5;
+
 async fn real(binary: &Path, folder: &Path, script: &Script, base: &str) -> (Process, SocketAddr) {
-    // Taken and given back: nobody else is likely to get it in between.
-    let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let file = folder.join("alertmanager.yml");
     std::fs::write(&file, script.full_config(base)).unwrap();
-    let child = Command::new(binary)
-        .current_dir(binary.ancestors().nth(3).unwrap())
-        .arg(format!("--config.file={}", file.display()))
-        .arg(format!("--storage.path={}", folder.join("data").display()))
-        .arg(format!("--web.listen-address={address}"))
-        .args(["--cluster.listen-address=", "--log.level=error"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .unwrap();
-    let process = Process(child);
-    for _ in 0..200 {
-        if matches!(request(address, "GET", "/-/ready", "").await, Ok((200, _))) {
-            return (process, address);
+    for attempt in 0..STARTS_MAX {
+        // Taken and given back: where somebody else gets it in between, another one is tried.
+        let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let child = Command::new(binary)
+            .current_dir(binary.ancestors().nth(3).unwrap())
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--storage.path={}", folder.join(format!("data-{attempt}")).display()))
+            .arg(format!("--web.listen-address={address}"))
+            .args(["--cluster.listen-address=", "--log.level=error"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let mut process = Process(child);
+        for _ in 0..600 {
+            if matches!(request(address, "GET", "/-/ready", "").await, Ok((200, _))) {
+                return (process, address);
+            }
+            if process.0.try_wait().unwrap().is_some() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("{}: Alertmanager does not start", script.name);
 }
