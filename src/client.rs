@@ -1,8 +1,9 @@
-//! `godseye query`: one question to a running server, its answer on standard output.
+//! `godseye query`: one question to a running server, its answer on standard output. Without a question on a terminal,
+//! the prompt (`prompt.rs`).
 //!
 //! A client like any other: it uses the HTTP API and nothing else.
 
-use std::io::{Read as _, Write as _};
+use std::io::{IsTerminal as _, Read as _, Write as _};
 
 use bytes::Bytes;
 use clap::Args;
@@ -13,13 +14,13 @@ use hyper_util::rt::TokioExecutor;
 
 use crate::cli::{HTTP_DEFAULT, Output};
 use crate::config::Secret;
-use crate::terminal;
+use crate::{prompt, terminal};
 
 /// `godseye query`.
 #[derive(Debug, Args)]
 pub struct QueryArgs {
-    /// The SQL; `-` reads it from standard input
-    sql: String,
+    /// The SQL; `-` reads it from standard input, as does a pipe. On a terminal without it, statements are typed
+    sql: Option<String>,
     /// The server's HTTP address
     #[arg(long, env = "GODSEYE_SERVER", default_value_t = HTTP_DEFAULT.to_string(), value_name = "HOST:PORT")]
     server: String,
@@ -29,6 +30,9 @@ pub struct QueryArgs {
     /// How to print the answer
     #[arg(long, short, value_enum, default_value_t = Output::Table)]
     output: Output,
+    /// The most rows of the answer; more than the server's usual limit makes it an export
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
 }
 
 /// Why there is no answer.
@@ -62,6 +66,9 @@ pub enum ClientError {
     /// The answer could not be written.
     #[error("cannot write the answer: {0}")]
     Stdout(std::io::Error),
+    /// The terminal cannot be used.
+    #[error("cannot read from the terminal: {0}")]
+    Terminal(std::io::Error),
     /// The runtime could not be started.
     #[error("cannot start: {0}")]
     Runtime(std::io::Error),
@@ -80,18 +87,26 @@ impl ClientError {
 /// # Errors
 /// [`ClientError`].
 pub fn run(args: &QueryArgs) -> Result<(), ClientError> {
-    let mut sql = args.sql.clone();
-    if sql == "-" {
-        sql.clear();
-        std::io::stdin().read_to_string(&mut sql).map_err(ClientError::Stdin)?;
-    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Runtime)?;
+    let server = prompt::Server { address: address(&args.server), token: args.token.as_ref().map(Secret::expose) };
+    let sql = match args.sql.as_deref() {
+        None if std::io::stdin().is_terminal() => return prompt::run(&runtime, server, args.limit),
+        None | Some("-") => {
+            let mut sql = String::new();
+            std::io::stdin().read_to_string(&mut sql).map_err(ClientError::Stdin)?;
+            sql
+        }
+        Some(sql) => sql.to_owned(),
+    };
     let format = match args.output {
         Output::Table | Output::Json => "json",
         Output::Ndjson => "ndjson",
         Output::Csv => "csv",
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Runtime)?;
-    let body = runtime.block_on(ask(address(&args.server), args.token.as_ref().map(Secret::expose), &sql, format))?;
+    let body = runtime.block_on(async {
+        let answer = self::sql(server.address, server.token, &sql, format, args.limit).await?;
+        whole(server.address, answer).await
+    })?;
     let text = match args.output {
         Output::Table => terminal::table(&serde_json::from_slice(&body).unwrap_or_default()).into_bytes(),
         Output::Json | Output::Ndjson | Output::Csv => body.to_vec(),
@@ -117,7 +132,7 @@ pub fn print(text: &[u8]) -> Result<(), ClientError> {
 }
 
 /// Why an answer ended early, as the server says at its end once rows have been sent.
-fn broke_off(body: &[u8], output: Output) -> Option<String> {
+pub(crate) fn broke_off(body: &[u8], output: Output) -> Option<String> {
     let end = match output {
         Output::Table | Output::Json => body,
         Output::Ndjson => body.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default(),
@@ -143,10 +158,25 @@ pub(crate) fn address(server: &str) -> &str {
 /// # Errors
 /// [`ClientError::Unreachable`] and [`ClientError::Refused`].
 pub async fn ask(server: &str, token: Option<&str>, sql: &str, format: &str) -> Result<Bytes, ClientError> {
-    let path = format!("/api/v1/sql?format={format}");
-    let body = Body { content_type: "application/sql", bytes: Bytes::copy_from_slice(sql.as_bytes()) };
-    let answer = request(server, token, "POST", &path, Some(body)).await?;
+    let answer = self::sql(server, token, sql, format, None).await?;
     whole(server, answer).await
+}
+
+/// Sends one statement to `POST /api/v1/sql`; the answer's head, when it is a success.
+///
+/// # Errors
+/// [`ClientError::Unreachable`] and [`ClientError::Refused`].
+pub(crate) async fn sql(
+    server: &str,
+    token: Option<&str>,
+    sql: &str,
+    format: &str,
+    limit: Option<u64>,
+) -> Result<http::Response<Incoming>, ClientError> {
+    let limit = limit.map(|rows| format!("&limit={rows}")).unwrap_or_default();
+    let path = format!("/api/v1/sql?format={format}{limit}");
+    let body = Body { content_type: "application/sql", bytes: Bytes::copy_from_slice(sql.as_bytes()) };
+    request(server, token, "POST", &path, Some(body)).await
 }
 
 /// What a request carries.

@@ -3,6 +3,7 @@
 //! Not here: machine formats; the server writes those itself.
 
 use serde_json::Value;
+use unicode_width::UnicodeWidthStr as _;
 
 /// A cell is cut at this many characters, since one stack trace would push everything else away.
 const CELL_CHARS_MAX: usize = 60;
@@ -23,13 +24,7 @@ pub fn table(answer: &Value) -> String {
         .iter()
         .enumerate()
         .map(|(index, head)| {
-            cells
-                .iter()
-                .filter_map(|row| row.get(index))
-                .chain([head])
-                .map(|text| text.chars().count())
-                .max()
-                .unwrap_or(0)
+            cells.iter().filter_map(|row| row.get(index)).chain([head]).map(|text| text.width()).max().unwrap_or(0)
         })
         .collect();
     let mut out = String::new();
@@ -40,6 +35,33 @@ pub fn table(answer: &Value) -> String {
         line(&mut out, row, &widths, &numeric);
     }
     rule(&mut out, &widths, ['└', '┴', '┘']);
+    out.push_str(&summary(answer, rows.len()));
+    out
+}
+
+/// Draws the answer as one line per cell, uncut, with the lines of a text below each other.
+#[must_use]
+pub(crate) fn expanded(answer: &Value) -> String {
+    let columns = answer["columns"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let rows = answer["rows"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let heads: Vec<String> = columns.iter().map(|column| cell(&column["name"])).collect();
+    let width = heads.iter().map(|head| head.width()).max().unwrap_or(0);
+    let mut out = String::new();
+    for (index, row) in rows.iter().enumerate() {
+        out.push_str(&format!("── row {} ──\n", index + 1));
+        for (head, value) in heads.iter().zip(row.as_array().map(Vec::as_slice).unwrap_or_default()) {
+            let text = match value {
+                Value::Null => "∅".to_owned(),
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            let mut head = format!("{head}{}", " ".repeat(width - head.width()));
+            for line in text.split('\n') {
+                out.push_str(&format!("{head} │ {}\n", clean(line)));
+                head = " ".repeat(width);
+            }
+        }
+    }
     out.push_str(&summary(answer, rows.len()));
     out
 }
@@ -73,7 +95,7 @@ fn scanned(stats: &Value) -> Option<String> {
 }
 
 /// A size as people say it.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     let mut shown = bytes as f64;
     let mut unit = "B";
@@ -128,7 +150,7 @@ fn line(out: &mut String, cells: &[String], widths: &[usize], right: &[bool]) {
     out.push('│');
     for (index, width) in widths.iter().enumerate() {
         let text = cells.get(index).map_or("", String::as_str);
-        let padding = " ".repeat(width - text.chars().count());
+        let padding = " ".repeat(width - text.width());
         if right[index] {
             out.push_str(&format!(" {padding}{text} │"));
         } else {
@@ -164,5 +186,15 @@ mod tests {
 warning: a segment was set aside
 ";
         assert_eq!(table(&answer), expected);
+    }
+
+    #[test]
+    fn a_row_per_cell_shows_all_of_a_text() {
+        let answer = json!({
+            "columns": [{"name": "body", "type": "text"}, {"name": "n", "type": "bigint"}],
+            "rows": [[format!("panic\u{1b}[2J\n  at {}", "x".repeat(80)), 5]],
+        });
+        let expected = format!("── row 1 ──\nbody │ panic·[2J\n     │   at {}\nn    │ 5\n1 row\n", "x".repeat(80));
+        assert_eq!(expanded(&answer), expected);
     }
 }
