@@ -17,7 +17,7 @@ HANG_S = 60
 
 # Runs for hours in little memory.
 SLOW = (
-    "WITH t AS (SELECT value AS x FROM range(1, 500)), u AS (SELECT a.x FROM t a JOIN t b ON a.x % 2 = b.x % 2) "
+    f"WITH t AS (SELECT column1 AS x FROM (VALUES {', '.join(f'({x})' for x in range(500))})), u AS (SELECT a.x FROM t a JOIN t b ON a.x % 2 = b.x % 2) "
     "SELECT count(*) FROM u a JOIN u b ON a.x % 2 = b.x % 2;"
 )
 
@@ -31,6 +31,11 @@ class Terminal:
 
     def type(self, keys):
         os.write(self.fd, keys.encode())
+
+    def ask(self, keys):
+        """Types at a prompt: what is typed before it is there is not edited."""
+        self.see("godseye> ")
+        self.type(keys)
 
     def see(self, pattern):
         """Waits until the pattern was drawn after what was seen before."""
@@ -76,38 +81,38 @@ def main():
     one = Terminal(binary, server)
     one.see(r"has \d+ tables")
     # Two lines are one statement.
-    one.type("SELECT 40 +\n")
+    one.ask("SELECT 40 +\n")
     one.type("2 AS answer;\n")
     one.see("answer")
     one.see("42")
     one.see("1 row in")
     # An error is shown, and the next statement is asked.
-    one.type("SELECT nothing FROM nowhere;\n")
+    one.ask("SELECT nothing FROM nowhere;\n")
     one.see("nowhere")
     # Tables, columns and the keys of attributes complete.
-    one.type("SELECT service_n" + tab + ", attributes['http.r" + tab + " AS route FROM spa" + tab)
+    one.ask("SELECT service_n" + tab + ", attributes['http.r" + tab + " AS route FROM spa" + tab + tab)
     one.see("span_events")
-    one.type("ns;\n")
+    one.type("s;\n")
     one.see("shop")
     one.see("/checkout")
-    one.type("\\d\n")
+    one.ask("\\d\n")
     one.see("metric_histograms")
-    one.type("\\d logs\n")
+    one.ask("\\d logs\n")
     one.see("severity_number")
-    one.type("\\d nonsense\n")
+    one.ask("\\d nonsense\n")
     one.see("there is no table `nonsense`")
-    one.type("\\x\n")
+    one.ask("\\x\n")
     one.see("one line per cell")
-    one.type("SELECT 'a' AS letter;\n")
+    one.ask("SELECT 'a' AS letter;\n")
     one.see(r"letter │ a")
     # A question is stopped, and the prompt goes on.
-    one.type(SLOW + "\n")
+    one.ask(SLOW + "\n")
     one.see("the server is working; Ctrl-C stops it")
     one.type(ctrl_c)
     one.see("stopped")
     # What was typed is forgotten, too.
-    one.type("SELECT nonsense" + ctrl_c)
-    one.type("SELECT 'still here' AS x;\n")
+    one.ask("SELECT nonsense" + ctrl_c)
+    one.ask("SELECT 'still here' AS x;\n")
     one.see("x │ still here")
     if (code := one.leave(ctrl_d)) != 0:
         sys.exit(f"Ctrl-D ends with {code}")
@@ -115,7 +120,7 @@ def main():
     # The history is there the next time.
     two = Terminal(binary, server)
     two.see(r"has \d+ tables")
-    two.type(up)
+    two.ask(up)
     two.see("SELECT 'still here' AS x;")
     two.type("\n")
     two.see("still here")
