@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 
-from pipeline import BATCH_OF, CORE_SENDER, CORE_UNDER_TEST, Godseye, peak_bytes, folder_bytes, say
+from pipeline import BATCH_OF, CORE_SENDER, CORE_UNDER_TEST, QUIET_S, Godseye, peak_bytes, folder_bytes, say
 
 SPANS = 10_240_000
 LOGS = 20_480_000
@@ -26,6 +26,8 @@ HOURS = 24
 # Of heavy questions at once, while acknowledgements are timed.
 HEAVY = 8
 BESIDE_S = 20
+# Spans that tell what one costs.
+BESIDE_ITEMS = 2_048_000
 
 
 class Server(Godseye):
@@ -225,19 +227,30 @@ def beside(args, data_dir, log, questions):
     with Server(args.godseye, data_dir, log=log) as server:
         say("idle, then beside ingest")
         asked = [(name, ours) for name, ours, _ in questions(server)]
-        idle = {name: best(lambda: server.query(ours), args.repeats)[1] for name, ours in asked}
-        full = send(args, server, "spans", "--seconds", 5, "--distinct-batches", 1000)["acked_per_second"]
+        # Before there are more rows, and after: the questions beside ingest see more and more of them.
+        medians = lambda: {name: best(lambda: server.query(ours), args.repeats)[1] for name, ours in asked}
+        idle = medians()
+        # The rate at which receiving, storing and merging would take all of both cores, for ever.
+        used = server.quiet()
+        sent = send(args, server, "spans", "--items", BESIDE_ITEMS, "--seconds", 0, "--distinct-batches", 1000)["items_acked"]
+        full = len(Server.cores) * sent / (server.settled() - used)
+        server.door.close()
         half = ["--rate", full / 2, "--distinct-batches", 1000]
         reports = []
         load = lambda seconds: threading.Thread(target=lambda: reports.append(send(args, server, "spans", "--seconds", seconds, *half)))
         sending = load(BESIDE_S)
         sending.start()
         time.sleep(2)
-        ratios = {}
-        while len(ratios) < len(asked) and sending.is_alive():
-            name, ours = asked[len(ratios)]
-            ratios[name] = best(lambda: server.query(ours), args.repeats)[1] / idle[name]
+        busy = {}
+        while len(busy) < len(asked) and sending.is_alive():
+            name, ours = asked[len(busy)]
+            busy[name] = best(lambda: server.query(ours), args.repeats)[1]
         sending.join()
+        server.settled()
+        # The server has closed a connection that was idle meanwhile; this opens another one.
+        server.door.close()
+        idle_after = medians()
+        ratios = {name: took / statistics.fmean([idle[name], idle_after[name]]) for name, took in busy.items()}
         print("| question | beside ingest, against idle |\n| --- | --- |")
         for name, ratio in ratios.items():
             print(f"| {name} | {ratio:.2f} |")
@@ -248,13 +261,20 @@ def beside(args, data_dir, log, questions):
 
         def ask(number):
             door = http.client.HTTPConnection(server.http, timeout=600)
+            # Each of its own, so that none is answered from what another has read.
+            sql = f"SELECT attributes['http.route'], name, approx_percentile_cont(duration_ns, 0.99) FROM spans WHERE duration_ns > {number} GROUP BY 1, 2"
             while not over.is_set():
-                # Each of its own, so that none is answered from what another has read.
-                door.request("POST", "/api/v1/sql", f"SELECT attributes['http.route'], name, approx_percentile_cont(duration_ns, 0.99) FROM spans WHERE duration_ns > {number} GROUP BY 1, 2")
-                answer = door.getresponse()
+                try:
+                    door.request("POST", "/api/v1/sql", sql)
+                    answer = door.getresponse()
+                    text = answer.read()
+                except (OSError, http.client.HTTPException):
+                    # The server is ended while some are asked.
+                    if over.is_set():
+                        return
+                    raise
                 if answer.status != 200:
-                    raise SystemExit(f"a heavy question: {answer.status} {answer.read()[:500]!r}")
-                answer.read()
+                    raise SystemExit(f"a heavy question: {answer.status} {text[:500]!r}")
                 answered[number] += 1
 
         # The caches of the nine are no part of it, and neither are the threads' first answers.

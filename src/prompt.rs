@@ -238,13 +238,16 @@ async fn names(server: Server<'_>) -> Result<Names, ClientError> {
     Ok(Names { tables, functions: list(&functions["rows"]).filter_map(function).collect() })
 }
 
+/// When keys were asked for, and what they are.
+type AskedKeys = (Instant, Vec<String>);
+
 /// What rustyline asks while a line is typed.
 struct Assistant<'a> {
     runtime: &'a Runtime,
     server: Server<'a>,
     names: Names,
-    /// Attribute keys by (table, container), and when they were asked for.
-    keys: RefCell<HashMap<(String, String), (Instant, Vec<String>)>>,
+    /// Attribute keys by (table, container).
+    keys: RefCell<HashMap<(String, String), AskedKeys>>,
 }
 
 impl Assistant<'_> {

@@ -561,6 +561,93 @@ fn slos_are_backtested_over_a_server_and_over_what_it_left() {
     assert!(String::from_utf8_lossy(&nothing.stderr).contains("is no data directory"));
 }
 
+/// A button of a message silences its alerts; what is not signed, or comes twice, changes nothing.
+#[test]
+fn a_button_in_slack_silences_and_a_forged_press_does_not() {
+    const SECRET: &str = "shhh";
+    let slack = Receiver::start();
+    let folder = tempfile::tempdir().unwrap();
+    let alertmanager = folder.path().join("alertmanager.yml");
+    let text = format!(
+        "route: {{receiver: team, group_by: [alertname], group_wait: 0s}}\n\
+         receivers: [{{name: team, slack_configs: [{{api_url: 'http://{}/', channel: '#team'}}]}}]\n",
+        slack.address
+    );
+    std::fs::write(&alertmanager, text).unwrap();
+    let start = |config: &str| {
+        let setup = Setup::new().config(config).flag("--alertmanager-config");
+        setup.flag(alertmanager.to_str().unwrap()).start()
+    };
+    let burn =
+        json!([{"labels": {"alertname": "Burn", "who": "<!channel>"}}, {"labels": {"alertname": "Burn", "who": "b"}}]);
+    let server = start(&format!("alerting: {{ slack_signing_secret: {SECRET} }}\n"));
+    post(&server, &burn);
+    let message = until("a message", HANG, || slack.bodies.lock().unwrap().first().cloned());
+    let blocks = message["attachments"][0]["blocks"].as_array().unwrap();
+    let button = blocks.iter().find(|block| block["type"] == "actions").unwrap()["elements"][0].clone();
+    assert_eq!(button["text"]["text"], "Silence 1 h");
+    assert!(!button.to_string().contains("channel"), "{button}");
+
+    let payload = json!({
+        "type": "block_actions", "user": {"id": "U123", "username": "ada"},
+        "response_url": format!("http://{}/", slack.address), "message": message,
+        "actions": [{"action_id": button["action_id"], "value": button["value"]}],
+    });
+    let body = format!("payload={}", percent_encode(&payload.to_string()));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let press = |to: &Server, secret: &str, timestamp: u64, body: &str, signed: &str| {
+        let timestamp = timestamp.to_string();
+        let signature = alerting::slack_action::signature(secret.as_bytes(), &timestamp, signed.as_bytes());
+        let request = Request::new("POST", "/api/v1/slack/interactions")
+            .header("content-type", "application/x-www-form-urlencoded")
+            .header("x-slack-request-timestamp", &timestamp)
+            .header("x-slack-signature", &signature);
+        request.body(body.as_bytes()).send(to.http).unwrap().status
+    };
+    let silences = || get(&server, "/api/v1/silences")["silences"].as_array().unwrap().clone();
+    for (name, status, want) in [
+        ("another secret", press(&server, "guess", now, &body, &body), 401),
+        ("301 s old", press(&server, SECRET, now - 301, &body, &body), 401),
+        ("another body", press(&server, SECRET, now, &body.replace("ada", "bob"), &body), 401),
+        ("signed, but no press", press(&server, SECRET, now, "payload=%7B%7D", "payload=%7B%7D"), 400),
+        (
+            "no signature",
+            Request::new("POST", "/api/v1/slack/interactions").body(body.as_bytes()).send(server.http).unwrap().status,
+            401,
+        ),
+    ] {
+        assert_eq!((status, silences()), (want, Vec::new()), "{name}");
+    }
+    assert_eq!(press(&server, SECRET, now, &body, &body), 200);
+    let made = silences();
+    assert_eq!(made.len(), 1);
+    assert_eq!((&made[0]["state"], &made[0]["created_by"]), (&json!("active"), &json!("ada (U123, Slack)")));
+    assert_eq!(made[0]["matchers"].as_array().unwrap().len(), 1, "what both have in common: {}", made[0]);
+    assert_eq!(press(&server, SECRET, now, &body, &body), 401, "the same once more");
+    assert_eq!(silences().len(), 1);
+    let update = until("the message anew", HANG, || {
+        slack.bodies.lock().unwrap().iter().find(|body| body["replace_original"] == true).cloned()
+    });
+    assert!(
+        update.to_string().contains("Silenced by <@U123>") && !update.to_string().contains("silence_3600"),
+        "{update}"
+    );
+
+    // Without a secret there are no buttons, and nobody listens.
+    let other = start("");
+    let before = slack.bodies.lock().unwrap().len();
+    post(&other, &burn);
+    let message = until("another message", HANG, || slack.bodies.lock().unwrap().get(before).cloned());
+    assert!(!message.to_string().contains("silence_3600"), "{message}");
+    assert_eq!(press(&other, SECRET, now, &body, &body), 404);
+}
+
+fn percent_encode(text: &str) -> String {
+    text.bytes()
+        .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
 #[test]
 fn tokens_decide_who_posts_and_who_asks() {
     let config = "auth: {tokens: [\

@@ -856,6 +856,19 @@ impl Engine {
         views
     }
 
+    /// What all alerts of a group that fire have in common, by the name that [`crate::slack_action::group_name`] gives
+    /// the group; `None` when nothing of it fires any more.
+    #[must_use]
+    pub fn common_labels_of(&self, name: &str, now: Timestamp) -> Option<LabelSet> {
+        let (_, group) = self.groups.iter().find(|((node, labels), _)| {
+            crate::slack_action::group_name(&format!("{}:{labels}", self.tree.node(*node).key)) == name
+        })?;
+        let alerts = group.members.iter().filter_map(|fingerprint| self.alerts.get(fingerprint));
+        let mut firing = alerts.filter(|alert| !alert.is_resolved(now)).map(|alert| &alert.labels).peekable();
+        firing.peek()?;
+        Some(LabelSet::common(firing))
+    }
+
     /// Messages that are to be sent now, at most `limit`, none for a busy channel.
     ///
     /// # Errors

@@ -24,4 +24,5 @@ pub mod routing;
 pub mod secret;
 pub mod service;
 pub mod silence;
+pub mod slack_action;
 pub mod template;

@@ -26,6 +26,7 @@ use crate::notify::{Notifier, Sender, Sent};
 use crate::outbox::SendFailure;
 use crate::repository::{Delivery, HistoryEvent, OutboxRow, Repository};
 use crate::silence::Silence;
+use crate::slack_action::Press;
 
 /// Calls that wait for the engine. Each costs what its arguments cost; more than this many callers wait
 /// outside.
@@ -56,6 +57,8 @@ pub struct Settings {
     pub templates: Vec<(String, String)>,
     /// Which addresses messages may go to.
     pub network: NetworkPolicy,
+    /// Whether messages to Slack get buttons: only where somebody listens to them.
+    pub slack_buttons: bool,
 }
 
 /// What the service needs from outside.
@@ -193,7 +196,10 @@ impl Alerting {
 }
 
 fn notifier(config: &Config, settings: &Settings) -> Result<Arc<dyn Sender>, AlertingError> {
-    Ok(Arc::new(Notifier::new(config, &settings.templates, &settings.external_url, settings.network)?))
+    Ok(Arc::new(
+        Notifier::new(config, &settings.templates, &settings.external_url, settings.network)?
+            .with_slack_buttons(settings.slack_buttons),
+    ))
 }
 
 /// The engine's thread.
@@ -373,6 +379,23 @@ impl AlertingHandle {
     pub async fn put_silence(&self, silence: Silence) -> Result<String, AlertingError> {
         let id = uuid::Uuid::new_v4().to_string();
         self.call(move |engine, now| engine.put_silence(silence, id, now)).await?
+    }
+
+    /// Silences what the alerts of a group share, as somebody wants who pressed a button in Slack; returns its end, or `None`
+    /// when nothing of the group fires, or its alerts share nothing. What fires and the silence are looked at in one turn.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be committed, or the service has ended.
+    pub async fn silence_group(&self, press: Press) -> Result<Option<Timestamp>, AlertingError> {
+        let id = uuid::Uuid::new_v4().to_string();
+        self.call(move |engine, now| {
+            let common = engine.common_labels_of(&press.group, now);
+            let Some(silence) = common.and_then(|common| press.silence(&common, now)) else { return Ok(None) };
+            let ends_at = silence.ends_at;
+            engine.put_silence(silence, id, now).map(|_| Some(ends_at))
+        })
+        .await?
     }
 
     /// Ends a silence.

@@ -200,6 +200,7 @@ impl Doors {
             .route("/api/v1/alerts", any(mounted::alerting))
             .route("/api/v1/alerts/history", any(mounted::alerting))
             .route("/api/v1/silences", any(mounted::alerting))
+            .route(mounted::SLACK, any(mounted::alerting))
             .route("/metrics", get(probes::metrics))
             .route("/healthz", get(probes::healthz))
             .route("/readyz", get(probes::readyz))

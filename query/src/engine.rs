@@ -6,6 +6,7 @@
 //! neither the receivers' threads nor their stack. Not here: what is allowed ([`crate::guard`],
 //! [`crate::bounds`]) and how answers are written ([`crate::render`]).
 
+use std::any::Any;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -82,7 +83,7 @@ const BATCHES_IN_FLIGHT: usize = 2;
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How much less of the processor query threads ask for than everything else: a decode or a log thread that wakes up
-/// goes first, however many queries run.
+/// goes first, however many queries run. Merges ask for less still, and pause (`store::courtesy`).
 const NICE: i32 = 10;
 
 /// Segments a query may set aside before it gives up: with more than this damaged, the disk is.
@@ -368,7 +369,7 @@ impl Engine {
         }
         let (head_sender, head) = oneshot::channel();
         let (batch_sender, batches) = mpsc::channel(BATCHES_IN_FLIGHT);
-        let stats = Arc::new(StatsCell::new(started, self.inner.metrics.clone()));
+        let stats = Arc::new(StatsCell::new(started, self.inner.metrics.clone(), &*self.inner.source));
         let run = Run {
             engine: Arc::clone(&self.inner),
             tenant: client.tenant.clone(),
@@ -463,14 +464,17 @@ struct StatsCell {
     peak: Peak,
     metrics: Metrics,
     _running: Running,
+    _asking: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl StatsCell {
-    fn new(started: Instant, metrics: Metrics) -> Self {
+    fn new(started: Instant, metrics: Metrics, source: &dyn Source) -> Self {
         metrics.running.inc();
         let running = Running(metrics.running.clone());
         let peak = Peak::default();
-        Self { started, stats: Mutex::default(), plan: Mutex::default(), peak, metrics, _running: running }
+        let asking = source.ask();
+        let (stats, plan) = (Mutex::default(), Mutex::default());
+        Self { started, stats, plan, peak, metrics, _running: running, _asking: asking }
     }
 
     fn update(&self, change: impl FnOnce(&mut QueryStats)) {

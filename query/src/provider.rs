@@ -9,8 +9,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::{ArrayRef, BooleanArray, TimestampNanosecondArray, UInt64Array};
-use arrow::datatypes::SchemaRef;
+use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, TimestampNanosecondArray, UInt64Array};
+use arrow::compute::{max, min};
+use arrow::datatypes::{SchemaRef, TimestampNanosecondType};
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::catalog::{Session, TableProvider};
@@ -203,9 +204,9 @@ impl PhysicalTable {
         Self { table, schema: schema(table), rows, counters }
     }
 
-    /// Which segments may hold rows that match.
-    fn matching(&self, state: &dyn Session, filters: &[Expr]) -> Result<Vec<bool>> {
-        let all = vec![true; self.rows.segments.len()];
+    /// Which of these, each with its least and greatest time, may hold rows that match.
+    fn matching(&self, state: &dyn Session, filters: &[Expr], times: &[Times]) -> Result<Vec<bool>> {
+        let all = vec![true; times.len()];
         let Some(predicate) = conjunction(filters.iter().cloned()) else {
             return Ok(all);
         };
@@ -217,8 +218,35 @@ impl PhysicalTable {
         else {
             return Ok(all);
         };
-        let ranges = TimeRanges { column: self.table.time_column(), segments: &self.rows.segments };
+        let ranges = TimeRanges { column: self.table.time_column(), times };
         Ok(predicate.prune(&ranges).unwrap_or(all))
+    }
+
+    /// The batches in memory that may hold rows that match, in as many parts as there are threads. Rows that came last are
+    /// in memory, so a question about an earlier time goes over none of them.
+    fn memory(&self, state: &dyn Session, filters: &[Expr]) -> Result<Vec<Vec<RecordBatch>>> {
+        let column = self.schema.index_of(self.table.time_column())?;
+        let times = self.rows.memory.iter().map(|batch| {
+            let times = batch.column(column).as_primitive_opt::<TimestampNanosecondType>()?;
+            Some(Times { min: min(times)?, max: max(times)?, rows: batch.num_rows() as u64 })
+        });
+        // A batch of which this cannot be told, such as one without rows, may hold anything.
+        let times: Vec<Times> = times.map(|times| times.unwrap_or(Times::ALL)).collect();
+        let matching = self.matching(state, filters, &times)?;
+        let kept = self.rows.memory.iter().zip(matching).filter(|(_, keep)| *keep).map(|(batch, _)| batch);
+        let rows: usize = kept.clone().map(RecordBatch::num_rows).sum();
+        let part_rows = rows.div_ceil(state.config().target_partitions().max(1)).max(1);
+        let mut parts = vec![Vec::new()];
+        let mut in_part = 0;
+        for batch in kept {
+            if in_part >= part_rows {
+                parts.push(Vec::new());
+                in_part = 0;
+            }
+            in_part += batch.num_rows();
+            parts.last_mut().expect("there is one").push(batch.clone());
+        }
+        Ok(parts)
     }
 
     /// The filters as they are evaluated.
@@ -300,15 +328,28 @@ impl PhysicalTable {
     }
 }
 
+/// The least and the greatest time of some rows, and how many they are.
+#[derive(Clone, Copy)]
+struct Times {
+    min: i64,
+    max: i64,
+    rows: u64,
+}
+
+impl Times {
+    /// Any time.
+    const ALL: Self = Self { min: i64::MIN, max: i64::MAX, rows: 0 };
+}
+
 struct TimeRanges<'a> {
     column: &'static str,
-    segments: &'a [SegmentFile],
+    times: &'a [Times],
 }
 
 impl TimeRanges<'_> {
-    fn times(&self, column: &Column, time: impl Fn(&SegmentFile) -> i64) -> Option<ArrayRef> {
+    fn times(&self, column: &Column, time: impl Fn(&Times) -> i64) -> Option<ArrayRef> {
         (column.name == self.column).then(|| {
-            let times = self.segments.iter().map(|segment| Some(time(segment)));
+            let times = self.times.iter().map(|times| Some(time(times)));
             Arc::new(times.collect::<TimestampNanosecondArray>().with_timezone("UTC")) as ArrayRef
         })
     }
@@ -316,23 +357,23 @@ impl TimeRanges<'_> {
 
 impl PruningStatistics for TimeRanges<'_> {
     fn min_values(&self, column: &Column) -> Option<ArrayRef> {
-        self.times(column, |segment| segment.min_time)
+        self.times(column, |times| times.min)
     }
 
     fn max_values(&self, column: &Column) -> Option<ArrayRef> {
-        self.times(column, |segment| segment.max_time)
+        self.times(column, |times| times.max)
     }
 
     fn num_containers(&self) -> usize {
-        self.segments.len()
+        self.times.len()
     }
 
     fn null_counts(&self, column: &Column) -> Option<ArrayRef> {
-        (column.name == self.column).then(|| Arc::new(UInt64Array::from(vec![0; self.segments.len()])) as ArrayRef)
+        (column.name == self.column).then(|| Arc::new(UInt64Array::from(vec![0; self.times.len()])) as ArrayRef)
     }
 
     fn row_counts(&self) -> Option<ArrayRef> {
-        Some(Arc::new(self.segments.iter().map(|segment| Some(segment.rows)).collect::<UInt64Array>()))
+        Some(Arc::new(self.times.iter().map(|times| Some(times.rows)).collect::<UInt64Array>()))
     }
 
     fn contained(&self, _column: &Column, _values: &std::collections::HashSet<ScalarValue>) -> Option<BooleanArray> {
@@ -357,10 +398,10 @@ impl TableProvider for PhysicalTable {
     }
 
     fn statistics(&self) -> Option<Statistics> {
-        let memory: usize = self.rows.memory.iter().map(arrow::array::RecordBatch::num_rows).sum();
+        let memory: usize = self.rows.memory.iter().map(RecordBatch::num_rows).sum();
         let segments: u64 = self.rows.segments.iter().map(|segment| segment.rows).sum();
         let rows = usize::try_from(segments).unwrap_or(usize::MAX).saturating_add(memory);
-        let memory: usize = self.rows.memory.iter().map(arrow::array::RecordBatch::get_array_memory_size).sum();
+        let memory: usize = self.rows.memory.iter().map(RecordBatch::get_array_memory_size).sum();
         let segments: u64 = self.rows.segments.iter().map(|segment| crate::bounds::in_memory(segment.bytes)).sum();
         let bytes = usize::try_from(segments).unwrap_or(usize::MAX).saturating_add(memory);
         Some(Statistics {
@@ -377,7 +418,9 @@ impl TableProvider for PhysicalTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let matching = self.matching(state, filters)?;
+        let of = |segment: &SegmentFile| Times { min: segment.min_time, max: segment.max_time, rows: segment.rows };
+        let times: Vec<Times> = self.rows.segments.iter().map(of).collect();
+        let matching = self.matching(state, filters, &times)?;
         let segments: Vec<SegmentFile> = self
             .rows
             .segments
@@ -391,7 +434,8 @@ impl TableProvider for PhysicalTable {
         let total = self.rows.segments.len();
         self.counters.segments_total.fetch_add(total as u64, Ordering::Relaxed);
         self.counters.segments_pruned.fetch_add((total - segments.len()) as u64, Ordering::Relaxed);
-        let memory_rows: usize = self.rows.memory.iter().map(arrow::array::RecordBatch::num_rows).sum();
+        let memory = self.memory(state, filters)?;
+        let memory_rows: usize = memory.iter().flatten().map(RecordBatch::num_rows).sum();
         self.counters.memory_rows.fetch_add(memory_rows as u64, Ordering::Relaxed);
 
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(2);
@@ -400,8 +444,7 @@ impl TableProvider for PhysicalTable {
             self.counters.opened(segments);
         }
         if memory_rows > 0 || inputs.is_empty() {
-            let batches = [self.rows.memory.clone()];
-            inputs.push(MemorySourceConfig::try_new_exec(&batches, Arc::clone(&self.schema), projection.cloned())?);
+            inputs.push(MemorySourceConfig::try_new_exec(&memory, Arc::clone(&self.schema), projection.cloned())?);
         }
         match (inputs.pop(), inputs.pop()) {
             (Some(only), None) => Ok(only),

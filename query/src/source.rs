@@ -190,6 +190,12 @@ pub trait Source: Send + Sync {
         Snapshot { derived: Some(Derived { complete: true, ..Derived::default() }), ..self.snapshot(tenant) }
     }
 
+    /// Somebody waits for an answer from now until what this returns is dropped: what works in the background may make
+    /// room for it.
+    fn ask(&self) -> Option<Box<dyn Any + Send + Sync>> {
+        None
+    }
+
     /// Where rows are asked for instead, when they are elsewhere: a snapshot has none of them then.
     fn remote(&self) -> Option<Arc<dyn Remote>> {
         None

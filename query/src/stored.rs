@@ -3,6 +3,7 @@
 //! Not here: anything but the hand-over. The snapshot, its pins and its kinds are the store's; this
 //! names them in the query's words.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
@@ -109,6 +110,10 @@ fn derived_file(segment: &Arc<DerivedSegment>) -> SegmentFile {
 impl Source for StoreSource {
     fn remote(&self) -> Option<Arc<dyn Remote>> {
         self.remote.clone()
+    }
+
+    fn ask(&self) -> Option<Box<dyn Any + Send + Sync>> {
+        Some(Box::new(self.store.ask()))
     }
 
     fn snapshot(&self, tenant: &TenantId) -> Snapshot {

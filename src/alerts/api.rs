@@ -53,7 +53,7 @@ fn answer(value: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], format!("{value}\n")).into_response()
 }
 
-fn refuse(status: StatusCode, code: &str, message: &str) -> Response {
+pub(super) fn refuse(status: StatusCode, code: &str, message: &str) -> Response {
     (status, answer(&json!({ "error": { "code": code, "message": message } }))).into_response()
 }
 

@@ -21,11 +21,13 @@ mod evaluation;
 mod local;
 mod record;
 mod sink;
+mod slack;
 mod telemetry;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use alerting::notify::http::NetworkPolicy;
 use alerting::repository::Repository;
 use alerting::service::{Alerting, AlertingHandle, Dependencies, Settings};
 use ingest::pipeline::PipelineHandle;
@@ -141,8 +143,9 @@ impl Rerouter {
 }
 
 fn settings(config: &config::Alerting, external_url: &str, templates: Vec<(String, String)>) -> Settings {
-    let network = alerting::notify::http::NetworkPolicy { allow_private: config.allow_private_targets };
-    Settings { external_url: external_url.to_owned(), templates, network }
+    let network = NetworkPolicy { allow_private: config.allow_private_targets };
+    let slack_buttons = config.slack_signing_secret.is_some();
+    Settings { external_url: external_url.to_owned(), templates, network, slack_buttons }
 }
 
 /// The running parts.
@@ -243,7 +246,11 @@ impl Alerts {
             counted,
             tenant: tenant.clone(),
         });
-        let routes = api::routes(handle.clone(), board, reader, tenant);
+        let mut routes = api::routes(handle.clone(), board, reader, tenant);
+        if let Some(secret) = &config.alerting.slack_signing_secret {
+            let policy = NetworkPolicy { allow_private: config.alerting.allow_private_targets };
+            routes = routes.merge(slack::routes(handle.clone(), secret.clone(), policy)?);
+        }
         let slos = {
             let stop = slos_stop.clone();
             tokio::spawn(async move {

@@ -222,6 +222,7 @@ impl Default for Config {
                 external_url: None,
                 // Destinations stand in the operator's own file, and many are in the same network.
                 allow_private_targets: true,
+                slack_signing_secret: None,
             },
             kafka: Kafka::default(),
             limits: Limits { in_flight_bytes: IN_FLIGHT_BYTES, series_max: SERIES_MAX },

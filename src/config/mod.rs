@@ -262,6 +262,8 @@ pub struct Alerting {
     pub external_url: Option<String>,
     /// Whether messages may go to loopback and private addresses.
     pub allow_private_targets: bool,
+    /// The signing secret of the Slack app whose buttons silence alerts; no buttons when absent.
+    pub slack_signing_secret: Option<Secret>,
 }
 
 impl Alerting {

@@ -120,6 +120,7 @@ pub(super) fn visit(config: &mut Config, v: &mut dyn Visitor) {
         v.tenant("tenant", &mut alerting.tenant);
         v.url("external_url", &mut alerting.external_url);
         v.flag("allow_private_targets", &mut alerting.allow_private_targets);
+        v.secret("slack_signing_secret", &mut alerting.slack_signing_secret);
     });
     v.section("kafka", &mut |v| kafka::visit(&mut c.kafka, v));
     v.section("limits", &mut |v| {

@@ -64,6 +64,7 @@ pub struct Notifier {
     templates: Templates,
     client: HttpClient,
     external_url: String,
+    slack_buttons: bool,
 }
 
 /// What the senders of a message share.
@@ -71,6 +72,7 @@ pub(crate) struct Context<'a> {
     pub(crate) notification: &'a Notification,
     pub(crate) templates: &'a Templates,
     pub(crate) external_url: &'a str,
+    pub(crate) slack_buttons: bool,
 }
 
 impl Context<'_> {
@@ -115,7 +117,15 @@ impl Notifier {
             templates: Templates::new(templates)?,
             client: HttpClient::new(policy)?,
             external_url: external_url.trim_end_matches('/').to_owned(),
+            slack_buttons: false,
         })
+    }
+
+    /// Whether messages to Slack get buttons that silence their alerts.
+    #[must_use]
+    pub fn with_slack_buttons(mut self, slack_buttons: bool) -> Self {
+        self.slack_buttons = slack_buttons;
+        self
     }
 }
 
@@ -126,7 +136,12 @@ impl Sender for Notifier {
         let Some(integration) = self.channels.get(&notification.channel) else {
             return Err(SendFailure::permanent(format!("the configuration has no {} any more", notification.channel)));
         };
-        let context = Context { notification, templates: &self.templates, external_url: &self.external_url };
+        let context = Context {
+            notification,
+            templates: &self.templates,
+            external_url: &self.external_url,
+            slack_buttons: self.slack_buttons,
+        };
         let timeout = match integration {
             Integration::Slack(slack) => slack.timeout,
             Integration::PagerDuty(pagerduty) => pagerduty.timeout,

@@ -12,6 +12,7 @@ use crate::config::SlackConfig;
 use crate::notification::{Reason, Status};
 use crate::outbox::SendFailure;
 use crate::secret::Secret;
+use crate::slack_action;
 use crate::template::Data;
 
 /// Slack's limits, in characters, and counts.
@@ -88,6 +89,9 @@ pub(crate) fn message(context: &Context<'_>, config: &SlackConfig) -> Value {
     if !footer.trim().is_empty() {
         let element = json!({"type": "mrkdwn", "text": cut(footer.trim(), CONTEXT_CHARS_MAX)});
         blocks.push(json!({"type": "context", "elements": [element]}));
+    }
+    if context.slack_buttons && notification.status() == Status::Firing && notification.reason != Reason::Digest {
+        blocks.push(slack_action::buttons(&notification.group_key));
     }
     let fallback = expand(&config.fallback);
     let color = match expand(&config.color).trim() {

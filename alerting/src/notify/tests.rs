@@ -34,7 +34,7 @@ fn notification(status: Status) -> Notification {
 
 fn with_context<T>(notification: &Notification, test: impl FnOnce(&Context<'_>) -> T) -> T {
     let templates = Templates::new(&[]).unwrap();
-    test(&Context { notification, templates: &templates, external_url: "http://godseye" })
+    test(&Context { notification, templates: &templates, external_url: "http://godseye", slack_buttons: false })
 }
 
 #[test]

@@ -112,8 +112,13 @@ impl Cursor {
 
 /// Merges sorted segments of one tenant and table into a file.
 ///
-/// `kinds` are those of all of them.
-pub(crate) fn merge(inputs: &[Arc<Segment>], kinds: &AttributeKinds, path: &Path) -> Result<Written, MergeError> {
+/// `kinds` are those of all of them; `between_batches` is called where the work can pause.
+pub(crate) fn merge(
+    inputs: &[Arc<Segment>],
+    kinds: &AttributeKinds,
+    path: &Path,
+    mut between_batches: impl FnMut(),
+) -> Result<Written, MergeError> {
     let first = inputs.first().expect("a plan has inputs").meta();
     let table = first.table;
     let mut files = Vec::with_capacity(inputs.len());
@@ -147,6 +152,7 @@ pub(crate) fn merge(inputs: &[Arc<Segment>], kinds: &AttributeKinds, path: &Path
             cursor.row += 1;
             if picked.len() == BATCH_ROWS {
                 output.write(&mut picked, &mut pool, &mut cursors, &files)?;
+                between_batches();
             }
             let cursor = &mut cursors[least];
             if cursor.head().is_none() && !refill(cursor, &mut pool, &mut numbers, table)? {
@@ -358,7 +364,7 @@ pub(crate) mod tests {
             .map(|(input, batch)| write_segment(dir.path(), table, input as u64, batch))
             .collect();
         let path = dir.path().join("merged");
-        let written = merge(&inputs, &kinds_of(&batches), &path).unwrap();
+        let written = merge(&inputs, &kinds_of(&batches), &path, || {}).unwrap();
         let merged: Vec<RecordBatch> = read(&path, table, 1000).unwrap().map(|batch| batch.unwrap()).collect();
         assert_eq!(written.rows as usize, sizes.iter().sum::<usize>());
         assert_eq!(row_multiset(table, &merged), row_multiset(table, &batches));

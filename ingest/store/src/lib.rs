@@ -15,12 +15,14 @@
 //! - [`sink`]: a database instead of segments
 //! - `derived`: `span_metrics` and `service_edges`, counted as spans come in
 //! - [`compaction`] and [`retention`]: what to merge and what to delete, as pure plans
+//! - [`courtesy`]: merges pause while questions are answered
 //! - [`config`], [`error`], [`metrics`]: what their names say
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
 pub mod catalog;
 pub mod compaction;
 pub mod config;
+pub mod courtesy;
 mod derived;
 pub mod error;
 pub mod filter;

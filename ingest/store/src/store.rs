@@ -29,6 +29,7 @@ use model::time::Timestamp;
 use crate::catalog::AttributeKinds;
 use crate::compaction::{self, MergeError};
 use crate::config::StoreConfig;
+use crate::courtesy::{Asking, Courtesy, Pauses};
 use crate::derived::deriver::Deriver;
 use crate::derived::manifest::Delta;
 use crate::derived::rebuild::Rebuild;
@@ -85,7 +86,11 @@ const FLUSHER_NICE: i32 = 5;
 
 /// How much nicer than the rest of the process the compactor is. It must hold no lock that the log
 /// thread wants for longer than a few instructions: on a busy core it may not run again for long.
-const COMPACTOR_NICE: i32 = 10;
+const COMPACTOR_NICE: i32 = 15;
+
+/// How long a merge may pause for questions, all its pauses together: under questions without end merges still keep up with
+/// one segment every other second.
+const MERGE_PAUSES_MAX: Duration = Duration::from_secs(10);
 
 /// Where a crash is simulated. The names are those of the fail points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -459,6 +464,7 @@ pub struct Store {
     ledger_expired_day: AtomicI64,
     flusher: Waker,
     compactor: Waker,
+    courtesy: Arc<Courtesy>,
     #[cfg(test)]
     fault: Mutex<Option<Fault>>,
     /// Last, so that the lock goes after everything that uses the directory.
@@ -596,6 +602,7 @@ impl Store {
             ledger_expired_day: AtomicI64::new(i64::MIN),
             flusher: Waker::default(),
             compactor: Waker::default(),
+            courtesy: Arc::default(),
             #[cfg(test)]
             fault: Mutex::new(None),
             config,
@@ -969,8 +976,15 @@ impl Store {
         });
     }
 
-    /// Makes [`Store::maintain`] look at once, at its `stop` too.
+    /// Somebody waits for an answer: background work makes room for it until what this returns is dropped.
+    #[must_use]
+    pub fn ask(&self) -> Asking {
+        self.courtesy.ask()
+    }
+
+    /// Makes [`Store::maintain`] look at once, at its `stop` too, and pause for no question any more.
     pub fn wake(&self) {
+        self.courtesy.end();
         self.flusher.wake();
         self.compactor.wake();
     }
@@ -1345,7 +1359,9 @@ impl Store {
         }
         let mut unreadable = None;
         let output = self.write_new(&place, Step::CompactionBeforeCommit, |path| {
-            let written = compaction::merge(inputs, &kinds, path).map_err(|error| match error {
+            let mut pauses = Pauses::new(&self.courtesy, MERGE_PAUSES_MAX);
+            let merged = compaction::merge(inputs, &kinds, path, || pauses.between_batches());
+            let written = merged.map_err(|error| match error {
                 MergeError::Input(input, error) => {
                     unreadable = Some(input);
                     error
