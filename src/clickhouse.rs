@@ -2,6 +2,7 @@
 //!
 //! Not here: how rows get there and back (`clickhouse_store`), and what is asked (`query::remote`).
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -125,6 +126,35 @@ fn told(error: &ClickHouseError, timeout: Duration) -> QueryError {
         error if error.is_retryable() => QueryError::new(ErrorKind::Unavailable, error.to_string()),
         error => QueryError::new(ErrorKind::Internal, error.to_string()),
     }
+}
+
+/// The file that says of a data directory that its telemetry went to ClickHouse. It stays once it is there: what went
+/// there does not come back.
+const MARK: &str = "in-clickhouse";
+
+/// Notes in a data directory that its telemetry goes to ClickHouse; warns of one whose telemetry went there before.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn mark(data_dir: &Path, engine: Engine) -> std::io::Result<()> {
+    let path = data_dir.join(MARK);
+    if engine != Engine::ClickHouse {
+        if path.exists() {
+            tracing::warn!("telemetry of this data directory went to ClickHouse before; queries do not see it");
+        }
+        return Ok(());
+    }
+    if path.exists() {
+        return Ok(());
+    }
+    // Whether the directory's name for it is on disk does not matter: the next start writes it again.
+    std::fs::write(path, "telemetry of this data directory is in ClickHouse\n")
+}
+
+/// Whether telemetry of a data directory went to ClickHouse.
+#[must_use]
+pub fn is_marked(data_dir: &Path) -> bool {
+    data_dir.join(MARK).exists()
 }
 
 /// What the configuration says, in the writer's words.
