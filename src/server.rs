@@ -246,6 +246,9 @@ impl Server {
         let clickhouse = ClickHouse::open(config, &mut registry).await?.map(Arc::new);
         let sink = clickhouse.as_ref().map(|clickhouse| Arc::clone(&clickhouse.sink) as Arc<dyn store::sink::Sink>);
         if let Some(clickhouse) = &clickhouse {
+            if !config.role.is_fed() {
+                clickhouse.watch(config);
+            }
             drop(opened_clickhouse.set(Arc::clone(clickhouse)));
         }
 
@@ -498,7 +501,7 @@ impl dashboards::Readiness for Readiness {
     fn degraded(&self) -> Vec<String> {
         let mut problems = self.store.get().map_or_else(Vec::new, |store| store.problems());
         problems.extend(self.alerts.get().map_or_else(Vec::new, Health::problems));
-        problems.extend(self.clickhouse.get().and_then(|clickhouse| clickhouse.sink.trouble()));
+        problems.extend(self.clickhouse.get().and_then(|clickhouse| clickhouse.trouble()));
         problems
     }
 

@@ -462,7 +462,8 @@ groups:
 #[test]
 fn queries_and_rules_can_be_processes_of_their_own() {
     let folder = tempfile::tempdir().unwrap();
-    let clickhouse = ClickHouse::start_own(&ClickHouseConfig::new(folder.path())).unwrap();
+    let part = ClickHouseConfig { port: free_port(), ..ClickHouseConfig::new(folder.path()) };
+    let mut clickhouse = ClickHouse::start_own(&part).unwrap();
     let rules = folder.path().join("rules.yml");
     std::fs::write(&rules, RULES).unwrap();
     let mut feeding = on(clickhouse.url()).start();
@@ -498,9 +499,23 @@ fn queries_and_rules_can_be_processes_of_their_own() {
     });
     assert!(is_there.is_some(), "{last} recorded, expected {edge}: {:#?}", judging.log());
     assert_eq!(asked.get("/alertmanager/api/v2/alerts").status, 404, "queries judge nothing");
-    for server in [&mut asked, &mut judging, &mut feeding] {
+    for server in [&mut judging, &mut feeding] {
         assert!(server.terminate().success());
     }
+    // Between questions, too, it is told that there is nobody to ask.
+    for is_there in [false, true] {
+        if is_there {
+            clickhouse = ClickHouse::start_own(&part).unwrap();
+        } else {
+            clickhouse.kill();
+        }
+        let told = came(STORED_WITHIN, || {
+            let text = String::from_utf8_lossy(&asked.get("/readyz").body).into_owned();
+            (text.contains("ClickHouse") != is_there).then_some(())
+        });
+        assert!(told.is_some(), "there: {is_there}: {}", String::from_utf8_lossy(&asked.get("/readyz").body));
+    }
+    assert!(asked.terminate().success());
 
     // A directory whose rows are elsewhere is not opened as if they were in it.
     let ended = std::process::Command::new(env!("CARGO_BIN_EXE_godseye"))
