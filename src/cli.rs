@@ -95,7 +95,7 @@ struct ServeArgs {
     /// Where ClickHouse answers; repeated for each replica [env: GODSEYE_CLICKHOUSE_URL, separated by commas]
     #[arg(long, value_name = "URL")]
     clickhouse_url: Vec<String>,
-    /// Which parts run here: all, gateway (receivers → Kafka) or writer (Kafka → store) [env: GODSEYE_ROLE] [default: all]
+    /// Which parts run here: all, gateway (receivers → Kafka), writer (Kafka → store); over ClickHouse query or control (rules) [env: GODSEYE_ROLE] [default: all]
     #[arg(long, value_name = "ROLE")]
     role: Option<String>,
     /// Brokers of Kafka, separated by commas [env: GODSEYE_KAFKA_BROKERS]

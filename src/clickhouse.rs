@@ -2,8 +2,9 @@
 //!
 //! Not here: how rows get there and back (`clickhouse_store`), and what is asked (`query::remote`).
 
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,7 +32,15 @@ pub struct ClickHouse {
     pub config: ClickHouseConfig,
     /// Ends the wait for a server that was not there.
     stop: Arc<AtomicBool>,
+    /// Why questions cannot be asked, where that is looked at.
+    unreachable: Arc<Mutex<Option<String>>>,
 }
+
+/// How often a process that stores nothing looks whether ClickHouse can be asked, for `/readyz`.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// How long that may take.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Drop for ClickHouse {
     fn drop(&mut self) {
@@ -66,7 +75,32 @@ impl ClickHouse {
                 .spawn(move || settling.settle(&stopped))
                 .map_err(|error| ServeError::Start { what: "ClickHouse", detail: error.to_string() })?;
         }
-        Ok(Some(Self { sink, reader, config: clickhouse, stop }))
+        Ok(Some(Self { sink, reader, config: clickhouse, stop, unreachable: Arc::default() }))
+    }
+
+    /// Looks from time to time whether ClickHouse can be asked: for a process that stores nothing, which would not notice
+    /// between questions that it is gone. Ends with this.
+    pub fn watch(&self, config: &Config) {
+        let (reader, unreachable) = (Arc::clone(&self.reader), Arc::clone(&self.unreachable));
+        let memory_bytes_max = config.storage.clickhouse.query_memory_bytes.0;
+        let stop = Arc::clone(&self.stop);
+        tokio::spawn(async move {
+            while !stop.load(Ordering::Acquire) {
+                let limits = ReadLimits { timeout: LOOK_TIMEOUT, memory_bytes_max, rows_max: None };
+                let found = tokio::time::timeout(LOOK_TIMEOUT, look(&reader, limits)).await;
+                let late = || Some(format!("ClickHouse does not answer within {} s", LOOK_TIMEOUT.as_secs()));
+                let found = found.unwrap_or_else(|_elapsed| late());
+                *unreachable.lock().unwrap_or_else(PoisonError::into_inner) = found;
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        });
+    }
+
+    /// What is wrong with it, as far as is known, in a sentence.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let unreachable = || self.unreachable.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.sink.trouble().or_else(unreachable)
     }
 
     /// Where queries go.
@@ -78,6 +112,17 @@ impl ClickHouse {
             memory_bytes_max: config.storage.clickhouse.query_memory_bytes.0,
         })
     }
+}
+
+/// Why a question has no answer.
+async fn look(reader: &Arc<ClickHouseReader>, limits: ReadLimits) -> Option<String> {
+    let mut pieces = reader.ask("SELECT 1".to_owned(), limits);
+    while let Some(piece) = pieces.recv().await {
+        if let Err(error) = piece {
+            return Some(error.to_string());
+        }
+    }
+    None
 }
 
 /// Queries' way to ClickHouse.
@@ -125,6 +170,35 @@ fn told(error: &ClickHouseError, timeout: Duration) -> QueryError {
         error if error.is_retryable() => QueryError::new(ErrorKind::Unavailable, error.to_string()),
         error => QueryError::new(ErrorKind::Internal, error.to_string()),
     }
+}
+
+/// The file that says of a data directory that its telemetry went to ClickHouse. It stays once it is there: what went
+/// there does not come back.
+const MARK: &str = "in-clickhouse";
+
+/// Notes in a data directory that its telemetry goes to ClickHouse; warns of one whose telemetry went there before.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn mark(data_dir: &Path, engine: Engine) -> std::io::Result<()> {
+    let path = data_dir.join(MARK);
+    if engine != Engine::ClickHouse {
+        if path.exists() {
+            tracing::warn!("telemetry of this data directory went to ClickHouse before; queries do not see it");
+        }
+        return Ok(());
+    }
+    if path.exists() {
+        return Ok(());
+    }
+    // Whether the directory's name for it is on disk does not matter: the next start writes it again.
+    std::fs::write(path, "telemetry of this data directory is in ClickHouse\n")
+}
+
+/// Whether telemetry of a data directory went to ClickHouse.
+#[must_use]
+pub fn is_marked(data_dir: &Path) -> bool {
+    data_dir.join(MARK).exists()
 }
 
 /// What the configuration says, in the writer's words.

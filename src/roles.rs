@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 use store::{Store, StoreError};
 use tokio::sync::oneshot;
 
-use crate::config::{Compression, Config, Encoding, MessageKey, Role};
+use crate::config::{Compression, Config, Encoding, Engine, MessageKey, Role};
 use crate::server::ServeError;
 
 /// What is wrong between the role and the rest.
@@ -32,11 +32,30 @@ pub fn problem(config: &Config) -> Option<Problem> {
         |keys, message: String, expected: &str| Some(Problem { keys, message, expected: expected.to_owned() });
     let role = config.role.name();
     match config.role {
-        Role::Query | Role::Control => {
+        Role::Query | Role::Control if config.storage.engine != Engine::ClickHouse => {
             let message = format!(
                 "`role: {role}` needs a store that several processes share, and the data directory is one process's"
             );
-            return problem(&["role"], message, "expected `writer`, which answers queries and evaluates rules, too");
+            let expected = "expected `storage.engine: clickhouse`; one process alone (`all`, or `writer` behind Kafka) \
+                            answers queries and evaluates rules, too";
+            return problem(&["role", "storage.engine"], message, expected);
+        }
+        Role::Query if config.alerting.is_on() => {
+            let keys = &["alerting.rules", "alerting.slos", "alerting.alertmanager_config"];
+            return problem(
+                keys,
+                "`role: query` judges nothing".to_owned(),
+                "expected rules at a process of role `control`, and SLOs where telemetry is stored",
+            );
+        }
+        // SLOs count each batch as it is stored, once, by its place in this process's log. What other processes store
+        // has no such place here.
+        Role::Control if !config.alerting.slos.is_empty() => {
+            return problem(
+                &["alerting.slos"],
+                "`role: control` sees no telemetry come in, and SLOs count it as it is stored".to_owned(),
+                "expected SLOs at the process that stores it (`all` or `writer`), or a rule that asks SQL",
+            );
         }
         Role::Gateway | Role::Writer if config.kafka.brokers.is_none() => {
             let message = format!("`role: {role}` without brokers of Kafka");
@@ -50,7 +69,7 @@ pub fn problem(config: &Config) -> Option<Problem> {
                 "expected rules and SLOs at the writer",
             );
         }
-        Role::All | Role::Gateway | Role::Writer => {}
+        Role::All | Role::Gateway | Role::Writer | Role::Query | Role::Control => {}
     }
     let kafka = &config.kafka;
     if kafka.sasl.name().is_some() && (kafka.user.is_none() || kafka.password.is_none()) {
@@ -133,7 +152,7 @@ impl Fatal {
     }
 }
 
-/// Starts to read topics into a store, where brokers are named.
+/// Starts to read topics into a store, where brokers are named and the role reads them.
 pub(crate) fn start_writer(
     config: &Config,
     store: &Arc<Store>,
@@ -141,6 +160,9 @@ pub(crate) fn start_writer(
     registry: &mut Registry,
     fatal: Fatal,
 ) -> Result<Option<Writer>, ServeError> {
+    if !config.role.reads_topics() {
+        return Ok(None);
+    }
     let Some(kafka) = kafka(config)? else { return Ok(None) };
     make_topics(&kafka, true);
     let log: Arc<Store> = Arc::clone(store);
@@ -167,13 +189,46 @@ mod tests {
     #[test]
     fn roles_that_cannot_be_played_are_told_why() {
         type Case = (&'static str, fn(&mut Config), Option<&'static str>);
-        let cases: [Case; 9] = [
+        let cases: [Case; 14] = [
             ("defaults", |_| {}, None),
             ("all with Kafka", |c| c.kafka.brokers = Some("a:9092".to_owned()), None),
             ("a gateway to nowhere", |c| c.role = Role::Gateway, Some("without brokers")),
             ("a writer from nowhere", |c| c.role = Role::Writer, Some("without brokers")),
             ("queries alone", |c| c.role = Role::Query, Some("`role: query` needs a store")),
             ("alerting alone", |c| c.role = Role::Control, Some("`role: control` needs a store")),
+            ("queries of ClickHouse", |c| (c.role, c.storage.engine) = (Role::Query, Engine::ClickHouse), None),
+            (
+                "queries that judge",
+                |c| {
+                    (c.role, c.storage.engine) = (Role::Query, Engine::ClickHouse);
+                    c.alerting.rules.push("rules.yml".into());
+                },
+                Some("`role: query` judges nothing"),
+            ),
+            (
+                "rules over ClickHouse",
+                |c| {
+                    (c.role, c.storage.engine) = (Role::Control, Engine::ClickHouse);
+                    c.alerting.rules.push("rules.yml".into());
+                },
+                None,
+            ),
+            (
+                "SLOs of what others store",
+                |c| {
+                    (c.role, c.storage.engine) = (Role::Control, Engine::ClickHouse);
+                    c.alerting.slos.push("slos".into());
+                },
+                Some("SLOs count it as it is stored"),
+            ),
+            (
+                "queries beside the topics",
+                |c| {
+                    (c.role, c.storage.engine) = (Role::Query, Engine::ClickHouse);
+                    c.kafka.brokers = Some("a:9092".to_owned());
+                },
+                None,
+            ),
             (
                 "a gateway that judges",
                 |c| {

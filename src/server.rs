@@ -40,7 +40,7 @@ use crate::alerts::files::Files;
 use crate::alerts::tables::Watched;
 use crate::alerts::{Alerts, Around, Health, Rerouter};
 use crate::cli::ProcessEnv;
-use crate::clickhouse::ClickHouse;
+use crate::clickhouse::{self, ClickHouse};
 use crate::config::{self, Config, Engine, Overrides, Role, Scope};
 use crate::gateway::GatewayServer;
 use crate::logging::LevelHandle;
@@ -48,6 +48,12 @@ use crate::roles::{self, Fatal};
 
 /// How long the drain waits for a merge to end: most take less.
 const MERGE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What whoever follows a table is told where nothing comes in.
+const NOT_FED: &str = "no telemetry comes into this process, so there is nothing to follow: follow at a process that stores it (role all or writer)";
+
+/// What there is to derive anew where ClickHouse has the spans.
+const NOTHING_KEPT: &str = "span_metrics and service_edges are counted from spans in ClickHouse as they are asked for: nothing is kept to be derived anew";
 
 /// How often it looks.
 const MERGE_POLL: Duration = Duration::from_millis(20);
@@ -240,6 +246,9 @@ impl Server {
         let clickhouse = ClickHouse::open(config, &mut registry).await?.map(Arc::new);
         let sink = clickhouse.as_ref().map(|clickhouse| Arc::clone(&clickhouse.sink) as Arc<dyn store::sink::Sink>);
         if let Some(clickhouse) = &clickhouse {
+            if !config.role.is_fed() {
+                clickhouse.watch(config);
+            }
             drop(opened_clickhouse.set(Arc::clone(clickhouse)));
         }
 
@@ -252,6 +261,8 @@ impl Server {
             .map_err(|error| ServeError::Start { what: "the store", detail: error.to_string() })?
             .map_err(|source| ServeError::Store { path, source })?;
         drop(opened_store.set(Arc::clone(&store)));
+        clickhouse::mark(&config.data_dir, config.storage.engine)
+            .map_err(|error| ServeError::Start { what: "the data directory", detail: error.to_string() })?;
 
         let watched = Watched::default();
         let source = Arc::new(match &clickhouse {
@@ -264,7 +275,8 @@ impl Server {
                         "the data directory has telemetry from before ClickHouse; queries do not see it"
                     );
                 }
-                query::StoreSource::remote(Arc::clone(&store), clickhouse.remote(config))
+                let source = query::StoreSource::remote(Arc::clone(&store), clickhouse.remote(config));
+                if config.role.is_fed() { source } else { source.without_followers(NOT_FED) }
             }
         });
         let engine = query::Engine::offering(engine_config(config), source, watched.tables())
@@ -305,8 +317,13 @@ impl Server {
         }
         let kafka = roles::start_writer(config, &store, pipeline.series(), &mut registry, report_fatal)?;
         doors.open(engine, Arc::new(registry));
-        let derived = Arc::clone(&store);
-        doors.offer_rebuild(Arc::new(move |tenant| derived.rebuild_derived(tenant).map_err(|error| error.to_string())));
+        let (derived, is_elsewhere) = (Arc::clone(&store), clickhouse.is_some());
+        doors.offer_rebuild(Arc::new(move |tenant| {
+            if is_elsewhere {
+                return Err(NOTHING_KEPT.to_owned());
+            }
+            derived.rebuild_derived(tenant).map_err(|error| error.to_string())
+        }));
 
         let maintenance = Maintenance::start(Arc::clone(&store))?;
         let receivers_stop = CancellationToken::new();
@@ -484,7 +501,7 @@ impl dashboards::Readiness for Readiness {
     fn degraded(&self) -> Vec<String> {
         let mut problems = self.store.get().map_or_else(Vec::new, |store| store.problems());
         problems.extend(self.alerts.get().map_or_else(Vec::new, Health::problems));
-        problems.extend(self.clickhouse.get().and_then(|clickhouse| clickhouse.sink.trouble()));
+        problems.extend(self.clickhouse.get().and_then(|clickhouse| clickhouse.trouble()));
         problems
     }
 

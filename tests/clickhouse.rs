@@ -395,16 +395,151 @@ fn an_slo_counts_what_clickhouse_has_once() {
 }
 
 #[test]
-fn what_is_derived_is_refused_instead_of_being_empty() {
+fn calls_are_found_however_late_their_halves_come() {
+    const SECOND: u64 = 1_000_000_000;
     let folder = tempfile::tempdir().unwrap();
     let clickhouse = ClickHouse::start_own(&ClickHouseConfig::new(folder.path())).unwrap();
-    let server = on(clickhouse.url()).start();
-    for table in ["span_metrics", "service_edges"] {
-        let answer = server.query(&format!("SELECT count(*) FROM {table}"), "json");
-        let text = String::from_utf8_lossy(&answer.body).into_owned();
-        assert!(answer.status == 400 && text.contains("are not kept where ClickHouse"), "{}: {text}", answer.status);
+    let mut server = on(clickhouse.url()).start();
+    // A span of one service: its number, that of its parent, what it says of its peer, and how many seconds ago.
+    let span = |service: &str, kind: u8, number: u8, parent: u8, peer: &str, ago: u64| {
+        let start = now_ns() / (10 * SECOND) * 10 * SECOND - ago * SECOND;
+        let parent =
+            if parent == 0 { String::new() } else { format!(r#""parentSpanId": "00000000000000{parent:02x}","#) };
+        format!(
+            r#"{{"resourceSpans": [{{"resource": {{"attributes": [
+                {{"key": "service.name", "value": {{"stringValue": "{service}"}}}}]}}, "scopeSpans": [{{"spans": [{{
+                "traceId": "0102030405060708090a0b0c0d0e0f10", "spanId": "00000000000000{number:02x}", {parent}
+                "name": "x", "kind": {kind}, "startTimeUnixNano": "{start}", "endTimeUnixNano": "{}",
+                "attributes": [{{"key": "peer.service", "value": {{"stringValue": "{peer}"}}}},
+                {{"key": "http.request.method", "value": {{"stringValue": "GET"}}}}]}}]}}]}}]}}"#,
+            start + 1_000_000
+        )
+    };
+    let (client, callee) = (3, 2);
+    let edges = "SELECT client, server, connection_type, server_inferred, sum(count), sum(client_duration_sum_ns) \
+                 FROM service_edges GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4";
+    let found = |server: &Server| {
+        let rows = rows(server, edges);
+        rows.iter().map(|row| row.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+    };
+    let inferred = r#""a" "b" "http" true 1 1000000"#;
+    let joined = r#""a" "b" "http" false 1 1000000"#;
+    let database = r#""b" "store" "http" true 1 1000000"#;
+    for (what, message, expected) in [
+        ("a caller that nobody answers", span("a", client, 1, 0, "b", 100), vec![inferred]),
+        ("a callee of half an hour before", span("b", callee, 2, 1, "", 1_900), vec![joined]),
+        ("the same service is no call", span("b", callee, 3, 2, "", 90), vec![joined]),
+        ("a call to what sends nothing", span("b", client, 4, 2, "store", 90), vec![joined, database]),
+    ] {
+        post(&server, Signal::Traces.http_path(), "application/json", message.as_bytes());
+        stored(&server);
+        assert_eq!(found(&server), expected, "{what}");
+        // Nothing of it is anywhere but in the spans.
+        server.kill();
+        server.restart();
+        assert_eq!(found(&server), expected, "{what}, after a kill");
     }
-    // Everything about tables works all the same.
-    assert!(server.number("SELECT count(*) FROM information_schema.columns WHERE table_name = 'span_metrics'") > 5);
-    assert_eq!(server.get("/api/v1/tables").status, 200);
+    // Within bounds of time the other half is found beyond them.
+    let bounded =
+        "SELECT sum(count) FROM service_edges WHERE NOT server_inferred AND time < now() - INTERVAL '20 minutes'";
+    assert_eq!(server.number(bounded), 1);
+    let bounded = "SELECT count(*) FROM service_edges WHERE server = 'b' AND time > now() - INTERVAL '20 minutes'";
+    assert_eq!(server.number(bounded), 0, "a caller whose callee is older is not a call of its own");
+}
+
+/// A rule over the spans of the shop that always holds, and one that is recorded.
+const RULES: &str = "
+groups:
+- name: shop
+  interval: 1s
+  rules:
+  - alert: Carts
+    expr_sql: SELECT service_name, count(*) AS value FROM spans WHERE service_name = 'cart' GROUP BY 1
+  - record: edge:spans:count
+    expr_sql: SELECT sum(count) AS value FROM span_metrics WHERE service_name = 'edge'
+";
+
+#[test]
+fn queries_and_rules_can_be_processes_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = ClickHouseConfig { port: free_port(), ..ClickHouseConfig::new(folder.path()) };
+    let mut clickhouse = ClickHouse::start_own(&part).unwrap();
+    let rules = folder.path().join("rules.yml");
+    std::fs::write(&rules, RULES).unwrap();
+    let mut feeding = on(clickhouse.url()).start();
+    send_telemetry(&[&feeding]);
+    stored(&feeding);
+    let role = |role: &str| on(clickhouse.url()).flag("--role").flag(role);
+    let mut asked = role("query").start();
+    let mut judging = role("control").flag("--rules").flag(rules.to_str().unwrap()).start();
+    for server in [&asked, &judging] {
+        assert_eq!((server.otlp_grpc.port(), server.otlp_http.port()), (0, 0), "no receivers");
+        assert_eq!(server.get("/readyz").status, 200);
+        assert!(server.metric("godseye_store_memtable_rows").is_some());
+        for table in ["spans", "span_metrics", "service_edges", "logs"] {
+            let sql = format!("SELECT count(*) FROM {table}");
+            assert_eq!(server.number(&sql), feeding.number(&sql), "{table}");
+        }
+        let followed = server.get("/api/v1/tail?table=spans");
+        let text = String::from_utf8_lossy(&followed.body).into_owned();
+        assert!(followed.status == 400 && text.contains("no telemetry comes into this process"), "{text}");
+    }
+    // The rules are evaluated by one, and what it records is there for the other.
+    let alerts = came(STORED_WITHIN, || {
+        let text = String::from_utf8_lossy(&judging.get("/alertmanager/api/v2/alerts").body).into_owned();
+        text.contains("Carts").then_some(text)
+    });
+    assert!(alerts.is_some(), "{:#?}", judging.log());
+    let recorded = "SELECT max(value) FROM metric_points WHERE metric_name = 'edge:spans:count'";
+    let edge = feeding.number("SELECT count(*) FROM spans WHERE service_name = 'edge'");
+    let mut last = Value::Null;
+    let is_there = came(STORED_WITHIN, || {
+        last = rows(&asked, recorded)[0][0].clone();
+        (last.as_f64() == Some(edge as f64)).then_some(())
+    });
+    assert!(is_there.is_some(), "{last} recorded, expected {edge}: {:#?}", judging.log());
+    assert_eq!(asked.get("/alertmanager/api/v2/alerts").status, 404, "queries judge nothing");
+    for server in [&mut judging, &mut feeding] {
+        assert!(server.terminate().success());
+    }
+    // Between questions, too, it is told that there is nobody to ask.
+    for is_there in [false, true] {
+        if is_there {
+            clickhouse = ClickHouse::start_own(&part).unwrap();
+        } else {
+            clickhouse.kill();
+        }
+        let told = came(STORED_WITHIN, || {
+            let text = String::from_utf8_lossy(&asked.get("/readyz").body).into_owned();
+            (text.contains("ClickHouse") != is_there).then_some(())
+        });
+        assert!(told.is_some(), "there: {is_there}: {}", String::from_utf8_lossy(&asked.get("/readyz").body));
+    }
+    assert!(asked.terminate().success());
+
+    // A directory whose rows are elsewhere is not opened as if they were in it.
+    let ended = std::process::Command::new(env!("CARGO_BIN_EXE_godseye"))
+        .args(["backtest", "--from", "1h", "--rules", rules.to_str().unwrap(), "--data-dir"])
+        .arg(feeding.data_dir())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(!ended.status.success() && text.contains("in ClickHouse") && text.contains("--server"), "{text}");
+}
+
+#[test]
+fn roles_that_cannot_be_played_end_the_start() {
+    let slo = "alerting: { slos: [slo.yaml] }";
+    let clickhouse = "--storage clickhouse --clickhouse-url http://127.0.0.1:1";
+    for (flags, config, expected) in [
+        ("--role query", "", "expected `storage.engine: clickhouse`"),
+        ("--role control", "", "expected `storage.engine: clickhouse`"),
+        (&format!("--role control {clickhouse}"), slo, "SLOs count it as it is stored"),
+        (&format!("--role query {clickhouse}"), slo, "`role: query` judges nothing"),
+    ] {
+        let flags: Vec<&str> = flags.split(' ').collect();
+        let ended = Setup::new().config(config).run_to_end(&flags);
+        let log = ended.log.join("\n");
+        assert!(ended.status.code() == Some(78) && log.contains(expected), "{flags:?}: {ended}");
+    }
 }

@@ -4,7 +4,7 @@
 //! A view groups by everything that tells rows apart, so that it has the rows people expect. Most
 //! questions add up further; [`crate::collapse`] then does both in one step, and a scan whose times
 //! nobody needs reads the sums over hours where whole hours are asked for. Not here: how partial
-//! rows come about; the store makes them.
+//! rows come about; the store makes them, or [`crate::remote`] asks for them.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,6 +33,7 @@ use model::time::Timestamp;
 
 use crate::partials::{merge_durations, merge_exemplars};
 use crate::provider::{ScanCounters, scan_files};
+use crate::remote::{self, Reach, RemoteExec};
 use crate::source::{SegmentFile, TableSnapshot};
 
 /// The column of a view over edges that is zero for calls that were taken back.
@@ -42,9 +43,10 @@ pub(crate) const COUNT: &str = "count";
 pub(crate) fn view(
     table: DerivedTable,
     rows: Option<TableSnapshot>,
+    reach: Option<Arc<Reach>>,
     counters: &Arc<ScanCounters>,
 ) -> Result<LogicalPlan> {
-    let scan = DerivedScan { table, schema: schema(table), rows, counters: Arc::clone(counters) };
+    let scan = DerivedScan { table, schema: schema(table), rows, reach, counters: Arc::clone(counters) };
     let plan = LogicalPlanBuilder::scan(table.name(), provider_as_source(Arc::new(scan)), None)?;
     let summed = |name: &str| sum(col(name)).alias(name);
     let durations = |name: &str, least: Expr, greatest: Expr| {
@@ -201,10 +203,12 @@ fn instant(expr: &Expr) -> Option<i64> {
 
 /// The partial rows of a derived table.
 #[derive(Debug)]
-struct DerivedScan {
+pub(crate) struct DerivedScan {
     table: DerivedTable,
     schema: SchemaRef,
     rows: Option<TableSnapshot>,
+    /// Where the spans are, when they are not here: they are counted there.
+    reach: Option<Arc<Reach>>,
     counters: Arc<ScanCounters>,
 }
 
@@ -256,6 +260,14 @@ impl TableProvider for DerivedScan {
         filters: &[Expr],
         _limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
+        if let Some(reach) = &self.reach {
+            let mut range = Range::default();
+            filters.iter().filter_map(Range::of).for_each(|bound| range.intersect(bound));
+            let wanted: Vec<usize> = projection.cloned().unwrap_or_else(|| (0..self.schema.fields().len()).collect());
+            let sql = remote::derived::statement(reach, self.table, &wanted, (range.from, range.to), filters)?;
+            let schema = Arc::new(self.schema.project(&wanted)?);
+            return Ok(Arc::new(RemoteExec::new(Arc::clone(reach), sql.into(), schema, false)));
+        }
         let Some(table) = &self.rows else { return internal_err!("{} is not part of the snapshot", self.table) };
         let mut range = Range::default();
         filters.iter().filter_map(Range::of).for_each(|bound| range.intersect(bound));

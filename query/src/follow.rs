@@ -203,13 +203,16 @@ impl Engine {
     /// Follows a table: the rows acknowledged from now on for which a predicate holds.
     ///
     /// # Errors
-    /// [`QueryError`]: the predicate is wrong or refused, or there are too many followers.
+    /// [`QueryError`]: the predicate is wrong or refused, there are too many followers, or nothing comes in here.
     pub async fn follow(
         &self,
         tenant: &TenantId,
         table: Table,
         predicate: Option<&str>,
     ) -> Result<Following, QueryError> {
+        if let Some(why) = self.inner.source.unfollowed() {
+            return Err(QueryError::refused(why));
+        }
         let place = self.places.take(tenant)?;
         let runtime = self.runtime.as_ref().ok_or_else(stopping)?;
         let (head_sender, head) = oneshot::channel();

@@ -206,6 +206,11 @@ pub trait Source: Send + Sync {
         self.snapshot(tenant).kinds
     }
 
+    /// Why nothing can be followed here, where that is so.
+    fn unfollowed(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What is acknowledged for a table from now on, as far as its reader keeps up. Where nothing is written it ends
     /// at once.
     fn follow(&self, _tenant: &TenantId, _table: Table) -> BoxStream<'static, Fresh> {

@@ -22,19 +22,27 @@ use crate::source::{Container, Derived, Fresh, ObservedKinds, SegmentFile, Snaps
 pub struct StoreSource {
     store: Arc<Store>,
     remote: Option<Arc<dyn Remote>>,
+    unfollowed: Option<&'static str>,
 }
 
 impl StoreSource {
     /// Over an open store.
     #[must_use]
     pub const fn new(store: Arc<Store>) -> Self {
-        Self { store, remote: None }
+        Self { store, remote: None, unfollowed: None }
     }
 
     /// Over a store whose rows go elsewhere, where they are asked for: the store has only those that are on their way.
     #[must_use]
     pub const fn remote(store: Arc<Store>, remote: Arc<dyn Remote>) -> Self {
-        Self { store, remote: Some(remote) }
+        Self { store, remote: Some(remote), unfollowed: None }
+    }
+
+    /// Nothing comes into the store, so nobody can follow a table: they are told why.
+    #[must_use]
+    pub const fn without_followers(mut self, why: &'static str) -> Self {
+        self.unfollowed = Some(why);
+        self
     }
 }
 
@@ -138,6 +146,10 @@ impl Source for StoreSource {
     fn kinds(&self, tenant: &TenantId, table: Table) -> Arc<dyn ObservedKinds> {
         let of_table = |known: Table| if known == table { self.store.kinds(tenant, table) } else { Arc::default() };
         Arc::new(StoredKinds(Table::ALL.map(of_table)))
+    }
+
+    fn unfollowed(&self) -> Option<&'static str> {
+        self.unfollowed
     }
 
     fn follow(&self, tenant: &TenantId, table: Table) -> BoxStream<'static, Fresh> {

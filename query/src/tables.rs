@@ -328,7 +328,8 @@ impl Tables {
 
     fn derived(&self, table: DerivedTable) -> Result<Arc<dyn TableProvider>> {
         let rows = self.snapshot.derived.as_ref().map(|derived| derived.tables[table.index()].clone());
-        Ok(Arc::new(ViewTable::new(crate::derived::view(table, rows, &self.counters)?, None)))
+        let reach = self.snapshot.reach.clone();
+        Ok(Arc::new(ViewTable::new(crate::derived::view(table, rows, reach, &self.counters)?, None)))
     }
 
     fn ledger(&self) -> Result<Arc<dyn TableProvider>> {

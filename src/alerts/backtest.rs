@@ -193,6 +193,12 @@ async fn local(folder: &Path) -> Result<Local, WatchError> {
     if !folder.join("manifest.sqlite").is_file() {
         return Err(WatchError::Usage(format!("{name} is no data directory: it has no manifest.sqlite")));
     }
+    // Its rows are not in it, and opening it would keep here what waits in its log for ClickHouse.
+    if crate::clickhouse::is_marked(folder) {
+        return Err(WatchError::Usage(format!(
+            "{name} has its telemetry in ClickHouse: start its server, and name it with --server instead of --data-dir"
+        )));
+    }
     let path = folder.to_owned();
     let opened = tokio::task::spawn_blocking(move || Local::open(&path)).await;
     let opened = opened.map_err(|error| error.to_string()).and_then(|opened| opened);

@@ -21,9 +21,9 @@ pub enum Role {
     Gateway,
     /// From Kafka into the store; queries, alerting.
     Writer,
-    /// Queries alone: needs a store that several processes share.
+    /// Queries alone, of what others store in ClickHouse.
     Query,
-    /// Alerting alone: likewise.
+    /// Rules and who is told, over what others store in ClickHouse; and queries.
     Control,
 }
 
@@ -41,6 +41,18 @@ impl Role {
     #[must_use]
     pub const fn receives(self) -> bool {
         matches!(self, Self::All | Self::Gateway)
+    }
+
+    /// Whether telemetry comes in from Kafka, where brokers are named.
+    #[must_use]
+    pub const fn reads_topics(self) -> bool {
+        matches!(self, Self::All | Self::Writer)
+    }
+
+    /// Whether telemetry comes in at all, and so is counted and followed here.
+    #[must_use]
+    pub const fn is_fed(self) -> bool {
+        self.receives() || self.reads_topics()
     }
 }
 

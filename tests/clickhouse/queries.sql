@@ -113,3 +113,19 @@ there | SELECT service_name FROM spans GROUP BY service_name HAVING max(duration
 there | SELECT count(*), sum(duration_ns), max(name), avg(duration_ns), quantile(0.5, duration_ns) FROM spans WHERE service_name = 'nobody'
 split | SELECT count(*) FROM spans WHERE duration_ns > (SELECT avg(duration_ns) FROM spans)
 split | SELECT service_name FROM spans EXCEPT SELECT service_name FROM spans WHERE service_name LIKE 'c%'
+split | SELECT * FROM span_metrics
+split | SELECT * FROM service_edges WHERE server_inferred
+split | SELECT * FROM service_edges WHERE NOT server_inferred
+split | SELECT count(*), sum(count), sum(errors), sum(duration_sum_ns), min(duration_min_ns), max(duration_max_ns) FROM span_metrics
+split | SELECT service_name, sum(count), sum(errors) FROM span_metrics GROUP BY service_name ORDER BY service_name
+split | SELECT service_name, kind, quantile(0.5, duration), quantile(0.99, duration) FROM span_metrics WHERE kind = 'SERVER' GROUP BY 1, 2 ORDER BY 1, 2
+split | SELECT time_bucket('1m', time) AS minute, service_name, sum(count) AS requests, sum(errors) FROM span_metrics WHERE kind = 'SERVER' AND time > now() - INTERVAL '1 hour' GROUP BY 1, 2 ORDER BY 1, 2
+split | SELECT service_version, environment, sum(count) FROM span_metrics WHERE service_name IN ('payment', 'cart', 'edge') GROUP BY 1, 2 ORDER BY 1, 2
+split | SELECT span_name, status_code, histogram_merge(duration) FROM span_metrics WHERE service_name LIKE 'edge%' GROUP BY 1, 2 ORDER BY 1, 2
+split | SELECT time, service_name, exemplar_trace_ids FROM span_metrics WHERE errors > 0 ORDER BY time, service_name, span_name
+split | SELECT client, server, connection_type, sum(count), sum(errors), sum(client_errors), sum(client_duration_sum_ns) FROM service_edges GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+split | SELECT client, server, quantile(0.95, duration), quantile(0.95, client_duration) FROM service_edges WHERE server = 'payment' OR client = 'payment' GROUP BY 1, 2 ORDER BY 1, 2
+split | SELECT time_bucket('1m', time), connection_type, sum(count) FROM service_edges WHERE time >= now() - INTERVAL '1 day' GROUP BY 1, 2 ORDER BY 1, 2
+split | SELECT count(*) FROM service_edges WHERE time = (SELECT min(time) FROM service_edges)
+split | SELECT DISTINCT m.service_name FROM span_metrics m JOIN service_edges e ON m.service_name = e.client ORDER BY 1
+split | SELECT m.service_name, m.n, s.n FROM (SELECT service_name, sum(count) AS n FROM span_metrics GROUP BY 1) m JOIN (SELECT service_name, count(*) AS n FROM spans GROUP BY 1) s ON m.service_name = s.service_name ORDER BY 1

@@ -19,7 +19,7 @@ const STEPS: usize = 1 << SCALE;
 
 /// The upper bounds of the buckets of one doubling: 2^(62 + j/16) for j from 1 to 16, cut to whole
 /// numbers. Written out, since the last bit of a computed power differs between machines.
-const BOUNDS: [u64; STEPS] = [
+pub const STEP_BOUNDS: [u64; STEPS] = [
     0x42d5_61b3_e624_3d8a,
     0x45ca_e0f1_f545_eb73,
     0x48e1_e9b9_d588_e19b,
@@ -41,14 +41,14 @@ const BOUNDS: [u64; STEPS] = [
 /// Leading bits of a number's fraction that the first guess goes by.
 const GUESS_BITS: u32 = 6;
 
-/// For each beginning of a fraction the first of [`BOUNDS`] that its number may be below.
+/// For each beginning of a fraction the first of [`STEP_BOUNDS`] that its number may be below.
 const GUESSES: [u8; 1 << GUESS_BITS] = {
     let mut guesses = [0; 1 << GUESS_BITS];
     let mut start = 0;
     while start < guesses.len() {
         let least = ((1 << GUESS_BITS) + start as u64) << (62 - GUESS_BITS);
         let mut step = 0;
-        while BOUNDS[step as usize] < least {
+        while STEP_BOUNDS[step as usize] < least {
             step += 1;
         }
         guesses[start] = step;
@@ -73,7 +73,7 @@ pub const fn bucket(nanos: i64) -> i16 {
         return first - 1;
     }
     let mut step = GUESSES[(number >> (62 - GUESS_BITS)) as usize & ((1 << GUESS_BITS) - 1)] as usize;
-    while number > BOUNDS[step] {
+    while number > STEP_BOUNDS[step] {
         step += 1;
     }
     first + step as i16

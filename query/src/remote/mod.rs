@@ -11,9 +11,11 @@
 //! # Layout
 //! - `writer`: expressions as ClickHouse's SQL, or why not. Pure
 //! - `plan`: plans as SELECTs; the only place that names tables and the tenant. Pure
+//! - `derived`: `span_metrics` and `service_edges`, counted there from spans. Pure
 //! - `exec`, `restore`: an answer as a stream of batches in the engine's types
 //! - `kinds`: which kinds attribute keys have there
 
+pub(crate) mod derived;
 mod exec;
 mod kinds;
 mod plan;
@@ -46,7 +48,7 @@ use tokio::time::Instant;
 use crate::engine::{Engine, Limits};
 use crate::error::QueryError;
 use crate::source::ObservedKinds;
-use exec::RemoteExec;
+pub(crate) use exec::RemoteExec;
 use kinds::{KINDS_FRESH, RemoteKinds};
 
 pub(crate) use plan::push_down;

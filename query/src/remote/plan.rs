@@ -2,7 +2,7 @@
 //! their rows.
 //!
 //! A [`Select`] grows from a scan upwards as long as each step can be written ([`super::writer`] says why not). Every scan
-//! of ours comes from [`scan`], the one place where the tenant is named (I13), so no plan can reach another tenant's rows.
+//! of ours has its table from [`of_tenant`], the one place where the tenant is named (I13), so no plan can reach another tenant's rows.
 //! The order of rows is ClickHouse's only where nothing above could disturb it; else it sorts there, to send few rows, and
 //! here again. Not here: expressions, and how an answer is read.
 
@@ -22,11 +22,13 @@ use datafusion::logical_expr::{
     Projection, SkipType, Sort, TableScan, Union, Unnest,
 };
 use model::context::context_type;
+use model::derived::DerivedTable;
 use model::schema::schema;
 use model::signal::Table;
 
 use super::writer::{Columns, Part, Refusal, Value, Writer, identifier, quoted, sort_key, time};
 use super::{Reach, RemoteQuery, RemoteTable, Stored};
+use crate::derived::DerivedScan;
 use crate::source::Container;
 
 /// Bytes of a statement. The server reads no longer one (its `max_query_size`), and a plan that grows past this
@@ -140,14 +142,25 @@ impl Select {
     }
 }
 
+/// A table there, and the condition that its rows are the tenant's. Whatever reads it has both from here.
+pub(crate) fn of_tenant(reach: &Reach, table: &str) -> [String; 2] {
+    let name = format!("{}.{}", identifier(reach.remote.database()), identifier(table));
+    [name, format!("tenant = {}", quoted(reach.tenant.as_str()))]
+}
+
 /// The rows of a tenant's table, as the engine's columns.
 pub(crate) fn scan(reach: &Reach, stored: Stored) -> Select {
-    let database = identifier(reach.remote.database());
-    let tenant = format!("tenant = {}", quoted(reach.tenant.as_str()));
+    let [from, tenant] = of_tenant(
+        reach,
+        match stored {
+            Stored::Table(table) => table.name(),
+            Stored::Ledger => "ingest_ledger",
+        },
+    );
     let mut select = match stored {
         Stored::Table(table) => {
             let columns = schema(table).fields().iter().map(|field| column(table, field)).collect();
-            Select::over(format!("{database}.{}", identifier(table.name())), columns)
+            Select::over(from, columns)
         }
         Stored::Ledger => {
             let number = |sql: &str| Value::new(sql, DataType::UInt64);
@@ -159,7 +172,7 @@ pub(crate) fn scan(reach: &Reach, stored: Stored) -> Select {
                 number("sumIf(items, reason = '')"),
                 number("sumIf(items, reason != '')"),
             ];
-            let mut select = Select::over(format!("{database}.`ingest_ledger`"), columns);
+            let mut select = Select::over(from, columns);
             select.groups = Some(["minute", "signal", "reason"].map(str::to_owned).to_vec());
             select
         }
@@ -210,6 +223,23 @@ pub(crate) fn condition(
     let schema = DFSchema::try_from(table.schema())?;
     let columns = Columns { schema: &schema, values: &select.columns };
     Ok(Writer::new(&reach.kinds).condition(&unqualified(filter)?, &columns))
+}
+
+/// The conditions on a derived table's keys that filters come to, of those filters that can be written.
+pub(crate) fn key_conditions(reach: &Reach, table: DerivedTable, filters: &[Expr]) -> Result<Vec<String>> {
+    let keys = &table.keys()[1..table.keys().len() - 1];
+    let fields = model::derived::schema(table);
+    let values: Vec<Value> =
+        fields.fields().iter().map(|field| Value::new(identifier(field.name()), field.data_type().clone())).collect();
+    let schema = DFSchema::try_from(Arc::clone(&fields))?;
+    let (columns, writer) = (Columns { schema: &schema, values: &values }, Writer::new(&reach.kinds));
+    let mut conditions = Vec::new();
+    for filter in filters {
+        if filter.column_refs().iter().all(|column| keys.contains(&column.name.as_str())) {
+            conditions.extend(writer.condition(&unqualified(filter)?, &columns));
+        }
+    }
+    Ok(conditions)
 }
 
 /// A table's rows that pass filters, of some columns, up to a limit.
@@ -412,7 +442,12 @@ impl Pusher<'_> {
     fn table_scan(&self, scan: TableScan) -> Result<Place> {
         let provider = source_as_provider(&scan.source)?;
         let Some(table) = (provider.as_ref() as &dyn std::any::Any).downcast_ref::<RemoteTable>() else {
-            return Ok(Place::Here(LogicalPlan::TableScan(scan)));
+            let is_derived = (provider.as_ref() as &dyn std::any::Any).is::<DerivedScan>();
+            let plan = LogicalPlan::TableScan(scan);
+            if is_derived {
+                self.note(&plan, "its rows are counted there and added up here");
+            }
+            return Ok(Place::Here(plan));
         };
         match select(self.reach, table, scan.projection.as_ref(), &scan.filters, scan.fetch)? {
             Ok(select) => Ok(Place::There(Box::new(select))),

@@ -245,3 +245,38 @@ fn attributes_come_back_as_they_were() {
     };
     assert_eq!(show(found.column(0)), show(&expected));
 }
+
+#[test]
+fn derived_tables_are_counted_there_by_what_is_wanted_of_the_tenant() {
+    let engine = engine();
+    let spans = "FROM `o\\`dd`.`spans` WHERE tenant = 'acme'";
+    for (sql, expected, not) in [
+        // No more keys than are asked for, and whole buckets within the bounds.
+        (
+            "SELECT service_name, sum(count) FROM span_metrics WHERE time >= TIMESTAMP '2026-03-01T00:00:03Z' GROUP BY 1",
+            &["toInt64(count()) AS c1", "GROUP BY `service_name`", "start_time >= toDateTime64('2026-03-01 00:00:10"][..],
+            &["argMin", "sumMap", "`span_name`,"][..],
+        ),
+        (
+            "SELECT sum(errors) FROM span_metrics WHERE kind = 'SERVER' AND time < TIMESTAMP '2026-03-01T00:00:10Z'",
+            &["WHERE (`kind` = 'SERVER')", "start_time < toDateTime64('2026-03-01 00:00:10"],
+            &["start_time >="],
+        ),
+        // The other half of a call is looked for an hour around.
+        (
+            "SELECT sum(count) FROM service_edges WHERE time >= TIMESTAMP '2026-03-01T02:00:00Z'",
+            &["ANY LEFT JOIN", "LEFT ANTI JOIN", "'2026-03-01 02:00:00", "'2026-03-01 01:00:00"],
+            &["sumMap"],
+        ),
+    ] {
+        let plan = plan(&engine, sql);
+        assert!(plan.contains("added up here"), "{sql}\n{plan}");
+        assert_eq!(plan.matches("`spans`").count(), plan.matches(spans).count(), "{sql}\n{plan}");
+        for part in expected {
+            assert!(plan.contains(part), "{sql}\nshould contain {part}:\n{plan}");
+        }
+        for part in not {
+            assert!(!plan.contains(part), "{sql}\nshould not contain {part}:\n{plan}");
+        }
+    }
+}
