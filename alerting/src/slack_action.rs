@@ -315,9 +315,11 @@ mod tests {
             let mut seen = Seen::new(at(NOW_S - 100));
             let verified = seen.verify(SECRET, timestamp.as_deref(), signature.as_deref(), body.as_bytes(), at(NOW_S));
             assert_eq!(verified.is_ok(), taken, "{name}: {verified:?}");
-            let again =
-                seen.verify(SECRET, timestamp.as_deref(), signature.as_deref(), body.as_bytes(), at(NOW_S + 60));
-            assert!(again.is_err(), "{name}: it came twice");
+            if taken {
+                let again =
+                    seen.verify(SECRET, timestamp.as_deref(), signature.as_deref(), body.as_bytes(), at(NOW_S + 60));
+                assert!(again.is_err(), "{name}: it came twice");
+            }
         }
     }
 
