@@ -23,7 +23,7 @@ const BLOCK_KEYS_MAX: usize = 4 * BLOCK_ROWS;
 const SECTION_KEYS_MAX: usize = 4 << 20;
 
 /// Bits of a filter for each distinct key of the fullest block of its section. Of the blocks that
-/// lack a key, one in about twenty-five is read in vain; half of that would cost a third more space.
+/// lack a key, one in about twenty is read in vain; half of that would cost a third more space.
 const BITS_PER_KEY: f64 = 7.0;
 
 /// Places for keys that were seen lately: what repeats is hashed, but not kept twice.

@@ -83,7 +83,7 @@ fn every_row_is_found_and_most_others_are_not() {
         }
     }
     let others = (chosen - ROWS.div_ceil(step)) as f64 / (ROWS / step * 70) as f64;
-    assert!(others < 0.05, "{others} of the other blocks would be read in vain");
+    assert!(others < 0.06, "{others} of the other blocks would be read in vain");
     // In all blocks, in none, and in no filter.
     assert_eq!(logs.blocks("body", of_literal("took ", Edge::Open, Edge::Open, false)).chosen(), 71);
     assert_eq!(logs.blocks("body", of_literal(" took ", Edge::Open, Edge::Open, false)).chosen(), 71);
