@@ -84,6 +84,8 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
 
 def post(door, path, document):
+    # A connection that was idle for long is closed by the server: each message has one of its own.
+    door.close()
     door.request("POST", path, json.dumps(document), {"content-type": "application/json"})
     answer = door.getresponse()
     body = answer.read()

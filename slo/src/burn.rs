@@ -200,31 +200,52 @@ pub fn judge(
 /// The error budget of a period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Bad events that the period may have.
+    /// Whole bad events that the period may have.
     pub allowed: u64,
     /// Bad events that it had.
     pub spent: u64,
+    /// Bad events that it may have, in parts of [`Share::WHOLE`]: a hundred requests at 99.9 % may have a tenth of one.
+    exact: u128,
 }
 
 impl Budget {
-    /// What is left; negative when more was spent than allowed.
+    /// A budget of which so much was spent.
     #[must_use]
-    pub fn remaining(self) -> i128 {
-        i128::from(self.allowed) - i128::from(self.spent)
+    pub fn new(allowed: u64, spent: u64) -> Self {
+        Self { allowed, spent, exact: u128::from(allowed) * u128::from(Share::WHOLE) }
+    }
+
+    /// What is left, in parts of [`Share::WHOLE`]; negative when more was spent than allowed.
+    fn remaining(self) -> i128 {
+        let exact = i128::try_from(self.exact).unwrap_or(i128::MAX);
+        exact - i128::from(self.spent) * i128::from(Share::WHOLE)
+    }
+
+    /// The same budget, if this much of it were spent.
+    #[must_use]
+    pub fn with_spent(self, spent: u64) -> Self {
+        Self { spent, ..self }
+    }
+
+    /// Whether something was spent, and nothing is left.
+    #[must_use]
+    pub fn is_used_up(self) -> bool {
+        self.spent > 0 && self.remaining() <= 0
     }
 
     /// What is left of the whole, in thousandths; negative when more was spent than allowed. A budget of
     /// nothing is whole until something is spent.
     #[must_use]
     pub fn remaining_milli(self) -> i64 {
-        if self.allowed == 0 {
+        if self.exact == 0 {
             return if self.spent == 0 {
                 1_000
             } else {
                 -1_000 * i64::try_from(self.spent).unwrap_or(i64::MAX / 1_000)
             };
         }
-        i64::try_from(self.remaining() * 1_000 / i128::from(self.allowed)).unwrap_or(i64::MIN)
+        let exact = i128::try_from(self.exact).unwrap_or(i128::MAX);
+        i64::try_from(self.remaining() * 1_000 / exact).unwrap_or(i64::MIN)
     }
 }
 
@@ -238,8 +259,9 @@ pub fn budget(target: Share, method: Method, period: Period, slice_ms: Option<i6
         Method::Timeslices => slices(),
         Method::RatioTimeslices => slices().saturating_mul(RATIO_SCALE),
     };
-    let allowed = u128::from(whole) * u128::from(target.rest()) / u128::from(Share::WHOLE);
-    Budget { allowed: u64::try_from(allowed).unwrap_or(u64::MAX), spent: events.bad() }
+    let exact = u128::from(whole) * u128::from(target.rest());
+    let allowed = u64::try_from(exact / u128::from(Share::WHOLE)).unwrap_or(u64::MAX);
+    Budget { allowed, spent: events.bad(), exact }
 }
 
 /// When the budget will be used up if it goes on as in the last hour; `None` when it lasts. A rolling
@@ -252,7 +274,7 @@ pub fn exhaustion(
     rate_milli: Option<u64>,
     now: Timestamp,
 ) -> Option<Timestamp> {
-    if budget.spent > 0 && budget.remaining() <= 0 {
+    if budget.is_used_up() {
         return Some(now);
     }
     let rate = i128::from(rate_milli?);
@@ -354,7 +376,7 @@ mod tests {
         ] {
             let events = Events { good: 10_000 - bad_of_10_000, total: 10_000 };
             assert_eq!(rate_milli(events, THREE_NINES), Some(rate));
-            let whole = Budget { allowed: 1_000, spent: 0 };
+            let whole = Budget::new(1_000, 0);
             let at = exhaustion(whole, &window, period, Some(rate), NOW);
             assert_eq!(at, ms.map(|ms| NOW.plus_nanos(ms * NANOS_PER_MS)), "{bad_of_10_000}");
         }
@@ -431,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn budgets_are_integers() {
+    fn budgets_are_exact() {
         let (_, period) = rolling("30d");
         for (target, method, slice, events, allowed, milli) in [
             // SRE Workbook, chapter 2: 3,000,000 requests over four weeks at 97 % allow 90,000 errors; a
@@ -440,9 +462,11 @@ mod tests {
             (999_000_000, Method::Occurrences, None, (999, 1_000), 1, 0),
             (999_000_000, Method::Occurrences, None, (998, 1_000), 1, -1_000),
             (999_000_000, Method::Occurrences, None, (0, 0), 0, 1_000),
-            (999_000_000, Method::Occurrences, None, (9, 10), 0, -1_000),
+            // A hundredth of an event was allowed, and one was bad.
+            (999_000_000, Method::Occurrences, None, (9, 10), 0, -99_000),
+            (999_000_000, Method::Occurrences, None, (1_998, 1_999), 1, 499),
             // 30 days have 43,200 minutes: 99.9 % allows 43 bad ones.
-            (999_000_000, Method::Timeslices, Some(60_000), (100, 110), 43, 767),
+            (999_000_000, Method::Timeslices, Some(60_000), (100, 110), 43, 768),
             (999_000_000, Method::RatioTimeslices, Some(60_000), (99_500_000, 100_000_000), 43_200_000, 988),
             (0, Method::Occurrences, None, (0, 10), 10, 0),
         ] {
@@ -458,14 +482,14 @@ mod tests {
         let step = Shorthand::parse("1M").unwrap();
         let window = Window::calendar(step, "2026-01-01 00:00:00".parse().unwrap(), zone).unwrap();
         let period = window.period(NOW);
-        let half = Budget { allowed: 100, spent: 50 };
+        let half = Budget::new(100, 50);
         let left = Timestamp(period.end.0).0 - NOW.0;
         let length = period.length_ms() * NANOS_PER_MS;
         // Slow enough to last, and just too fast.
         let lasts = u64::try_from(i128::from(length) * 500 / i128::from(left)).unwrap();
         assert_eq!(exhaustion(half, &window, period, Some(lasts - 1), NOW), None);
         assert!(exhaustion(half, &window, period, Some(lasts + 2), NOW).is_some());
-        assert_eq!(exhaustion(Budget { allowed: 1, spent: 2 }, &window, period, None, NOW), Some(NOW));
+        assert_eq!(exhaustion(Budget::new(1, 2), &window, period, None, NOW), Some(NOW));
     }
 
     #[test]

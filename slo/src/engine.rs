@@ -1132,7 +1132,7 @@ impl Watch {
                 ),
             );
             put("burn_rate", rate(&judged.long));
-            let cost = Budget { allowed: status.budget.allowed, spent: bad }.remaining_milli();
+            let cost = status.budget.with_spent(bad).remaining_milli();
             put(
                 "budget_burned",
                 format!(
@@ -1308,7 +1308,7 @@ impl Watched {
             Health::NoData
         } else if objectives.iter().any(|of| of.firing) {
             Health::Burning
-        } else if objectives.iter().any(|of| of.budget.spent > 0 && of.budget.remaining() <= 0) {
+        } else if objectives.iter().any(|of| of.budget.is_used_up()) {
             Health::Exhausted
         } else {
             Health::Ok
