@@ -3,7 +3,7 @@
 //! Slack signs each request (<https://api.slack.com/docs/verifying-requests-from-slack>): the signature is looked at
 //! before anything of the body is, over the bytes as they came. A request that was signed before this process began, or more
 //! than five minutes ago, or that came already, is refused, so that one that was overheard does nothing, after a restart
-//! either. Pure functions of (what is remembered, request, now). Not here: HTTP (`api.rs`), making the silence
+//! either. Pure functions of (what is remembered, request, now). Not here: HTTP (the binary's), making the silence
 //! (`service.rs`), and drawing the buttons (`notify/slack.rs`), but for what they are called.
 
 use std::collections::HashMap;
@@ -30,7 +30,7 @@ const REMEMBERED_S: i64 = 600;
 /// Signatures that are remembered. Only good ones are, so this is how often a button is pressed in ten minutes.
 const REMEMBERED_MAX: usize = 4096;
 
-/// How far the version of the signature's scheme goes: the only one there is.
+/// The version of the scheme of signatures; there is one.
 const VERSION: &str = "v0";
 
 /// What buttons there are: for how long, and what they say.
